@@ -1,0 +1,95 @@
+"""Which fact goes into which leaf slot of a window: the greedy allocation of DESIGN's leafy chain graph.
+
+Plain Python on small lists, once for each window when a dataset is opened; training only slices its results.
+"""
+
+from typing import NamedTuple
+
+from ..code_graph.schema import RELATION_NAMES
+
+# One head has many tails under these relations, so a name would fill up at its definition: where both ends stand in the
+# window the fact hangs on the tail's place and carries the owner's name.
+_MANY_TAILS = {"calls", "declares", "instantiates", "contains", "has_field", "has_parameter", "flows_to"}
+PREFERS_REVERSED: tuple[bool, ...] = tuple(name in _MANY_TAILS for name in RELATION_NAMES)
+
+
+class Candidate(NamedTuple):
+    """An anchor that lies in a window.
+
+    Attributes:
+        fact: id of the fact (head text, relation, tail text); one anchor at most is chosen for each fact.
+        start, length: the span it hangs on, in root indices.
+        relation: relation id.
+        reversed: 1 if the leaf carries the owner's name.
+        visible: whether the leaf's text also stands among the window's roots.
+        leaf: the leaf's token ids.
+    """
+
+    fact: int
+    start: int
+    length: int
+    relation: int
+    reversed: int
+    visible: bool
+    leaf: list[int]
+
+
+class Placed(NamedTuple):
+    """A candidate that got leaf slots: `slot .. slot + num_tokens - 1` of root `root`."""
+
+    candidate: Candidate
+    root: int
+    slot: int
+    num_tokens: int
+
+
+def place(candidates: list[Candidate], leaves_per_root: int) -> tuple[list[Placed], int]:
+    """Choose one anchor for each fact and give it leaf slots (DESIGN section 2).
+
+    Facts whose leaf the window does not show come first, then the rest, each in the order of the text. A fact takes the
+    first root of its span with room for the whole leaf, else of its other anchors; failing that, the first root with
+    any room, and is cut; failing that, it is dropped.
+
+    Args:
+        candidates: the window's anchors in any order.
+        leaves_per_root: L.
+
+    Returns:
+        The placed facts, ordered by root and slot, and the number of facts dropped for room.
+    """
+    by_fact: dict[int, list[Candidate]] = {}
+    for candidate in candidates:
+        by_fact.setdefault(candidate.fact, []).append(candidate)
+    groups = [sorted(group, key=_anchor_preference) for group in by_fact.values()]
+    groups.sort(key=lambda group: (group[0].visible, group[0].start, group[0].relation, group[0].leaf))
+
+    used: dict[int, int] = {}
+    placed: list[Placed] = []
+    num_dropped = 0
+    for group in groups:
+        found = _find_room(group, used, leaves_per_root, whole=True) or _find_room(
+            group, used, leaves_per_root, whole=False
+        )
+        if found is None:
+            num_dropped += 1
+            continue
+        placed.append(found)
+        used[found.root] = found.slot + found.num_tokens
+    placed.sort(key=lambda item: (item.root, item.slot))
+    return placed, num_dropped
+
+
+def _anchor_preference(candidate: Candidate) -> tuple:
+    against = bool(candidate.reversed) != PREFERS_REVERSED[candidate.relation]
+    return candidate.visible, against, candidate.start
+
+
+def _find_room(group: list[Candidate], used: dict[int, int], leaves_per_root: int, whole: bool) -> Placed | None:
+    for candidate in group:
+        # A leaf longer than all the slots of a root is cut wherever it goes.
+        wanted = min(len(candidate.leaf), leaves_per_root)
+        for root in range(candidate.start, candidate.start + candidate.length):
+            room = leaves_per_root - used.get(root, 0)
+            if room >= wanted or (not whole and room > 0):
+                return Placed(candidate, root, used.get(root, 0), min(wanted, room))
+    return None

@@ -1,0 +1,300 @@
+"""Windows of a chain-graph dataset: what one training example is.
+
+A dataset on disk has one row per file. Here the rows are cut into windows of at most `num_roots` tokens, each window
+gets the facts whose anchors fall into it, and each fact its leaf slots. All of it depends on R and L only, so it is done
+once, when the dataset is opened; randomness (masking) belongs to the collator.
+"""
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+from tqdm.auto import tqdm
+
+from ..code_graph.schema import RELATION_NAMES
+from .layout import Candidate, place
+
+_SPACE_MARKS = "Ġ▁"
+
+
+def canonical_ids(tokenizer) -> np.ndarray:
+    """Map each token id to one id for all spellings that differ only in the space in front (`Ġname` and `name`).
+
+    Args:
+        tokenizer: a Hugging Face tokenizer.
+
+    Returns:
+        int32 array `(len(tokenizer),)`; the smallest id of each class.
+    """
+    first: dict[str, int] = {}
+    result = np.empty(len(tokenizer), dtype=np.int32)
+    for index, token in enumerate(tokenizer.convert_ids_to_tokens(range(len(tokenizer)))):
+        bare = (token or "").lstrip(_SPACE_MARKS) or token
+        result[index] = first.setdefault(bare, index)
+    return result
+
+
+def cut_windows(num_tokens: int, boundary_token, boundary_depth, max_tokens: int) -> list[tuple[int, int]]:
+    """Cut a file into windows that end at definition or statement starts where they can (DESIGN section 4).
+
+    A window ends at the outermost boundary in its second half, the latest of several; without one, where it is full.
+
+    Args:
+        num_tokens: tokens of the file.
+        boundary_token: sorted token indices of boundaries.
+        boundary_depth: depth of each boundary, 0 = top level.
+        max_tokens: longest window, in tokens without `<s>` and `</s>`.
+
+    Returns:
+        (start, end) token ranges that partition `0 .. num_tokens`.
+    """
+    if max_tokens < 1:
+        raise ValueError(f"a window needs room for at least one token besides <s> and </s>, got {max_tokens}")
+    tokens = np.asarray(boundary_token)
+    depths = np.asarray(boundary_depth)
+    windows, start = [], 0
+    while num_tokens - start > max_tokens:
+        low, high = np.searchsorted(tokens, (start + max_tokens // 2, start + max_tokens), side="right")
+        if high > low:
+            segment = depths[low:high]
+            end = int(tokens[low + len(segment) - 1 - int(np.argmin(segment[::-1]))])
+        else:
+            end = start + max_tokens
+        windows.append((start, end))
+        start = end
+    if num_tokens > start:
+        windows.append((start, num_tokens))
+    return windows
+
+
+def _flat_column(dataset, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """A list column as (offsets of rows, values), over all its chunks."""
+    column = dataset.data.column(name)
+    values, offsets, total = [], [np.zeros(1, dtype=np.int64)], 0
+    for chunk in column.chunks:
+        bounds = chunk.offsets.to_numpy().astype(np.int64)
+        values.append(chunk.values.to_numpy(zero_copy_only=False)[bounds[0] : bounds[-1]])
+        offsets.append(bounds[1:] - bounds[0] + total)
+        total += int(bounds[-1] - bounds[0])
+    return np.concatenate(offsets), np.concatenate(values) if values else np.zeros(0, dtype=np.int32)
+
+
+class WindowDataset(Dataset):
+    """The windows of one split as sparse leafy chain graphs, a map-style torch dataset.
+
+    Args:
+        dataset: one split written by `python -m graphmert.chain_graphs.build` (a `datasets.Dataset`).
+        tokenizer: the dataset's tokenizer.
+        num_roots: R, the most roots of a window, `<s>` and `</s>` included.
+        leaves_per_root: L, the leaf slots of each root; 0 leaves the graph out.
+        include_uses: take facts that hang on uses of a name whose definition is elsewhere.
+        include_site_anchors: take anchors at the tail's place, which carry the owner's name.
+        max_windows: keep only so many windows, evenly spread over the split.
+        progress: show a progress bar while the windows are cut.
+
+    Each item is a dict of numpy arrays: `input_ids` `(n,)` with `<s>` and `</s>`, `word_starts` `(n,)`, and for its M
+    placed facts, ordered by root and slot, `head_start`, `head_length`, `relation`, `reversed`, `visible`, `leaf_root`,
+    `leaf_slot`, `leaf_length` `(M,)` and `leaf_ids` (their tokens one after the other); also the ints `index` and
+    `epoch`, from which the collator derives all its randomness.
+
+    Raises:
+        ValueError: R or L out of range, or a split without a single token.
+    """
+
+    def __init__(
+        self,
+        dataset,
+        tokenizer,
+        num_roots: int = 128,
+        leaves_per_root: int = 7,
+        include_uses: bool = True,
+        include_site_anchors: bool = True,
+        max_windows: int | None = None,
+        progress: bool = False,
+    ):
+        if num_roots < 3:
+            raise ValueError(f"num_roots must be at least 3 (<s>, one token, </s>), got {num_roots}")
+        if leaves_per_root < 0:
+            raise ValueError(f"leaves_per_root must be 0 or more, got {leaves_per_root}")
+        self.num_roots, self.leaves_per_root = num_roots, leaves_per_root
+        self.include_uses, self.include_site_anchors = include_uses, include_site_anchors
+        self._bos, self._eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+        if self._bos is None or self._eos is None:
+            self._bos, self._eos = tokenizer.cls_token_id, tokenizer.sep_token_id
+        self._canonical = canonical_ids(tokenizer)
+        # In shared memory, so that the value reaches DataLoader workers that are already running.
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+
+        self._token_offsets, self._tokens = _flat_column(dataset, "input_ids")
+        if len(self._tokens) == 0:
+            raise ValueError("the split holds no token: was the dataset built from an empty source?")
+        if int(self._tokens.max()) >= len(self._canonical):
+            raise ValueError(
+                f"the dataset holds token id {int(self._tokens.max())}, but the tokenizer has only {len(self._canonical)} "
+                "entries; open the dataset with the tokenizer that it was built with"
+            )
+        self._word_starts = _flat_column(dataset, "word_starts")[1]
+        self._cut(dataset, max_windows)
+        self._place_all(dataset, progress)
+
+    def _cut(self, dataset, max_windows: int | None) -> None:
+        offsets, tokens = _flat_column(dataset, "boundary_token")
+        depths = _flat_column(dataset, "boundary_depth")[1]
+        files, ranges = [], []
+        for number in range(len(self._token_offsets) - 1):
+            part = slice(offsets[number], offsets[number + 1])
+            num_tokens = int(self._token_offsets[number + 1] - self._token_offsets[number])
+            windows = cut_windows(num_tokens, tokens[part], depths[part], self.num_roots - 2)
+            files.extend([number] * len(windows))
+            ranges.extend(windows)
+        chosen = np.arange(len(files))
+        if max_windows is not None and max_windows < len(files):
+            chosen = np.linspace(0, len(files) - 1, max_windows).astype(np.int64)
+        self.file_index = np.array(files, dtype=np.int32)[chosen]
+        self.token_range = np.array(ranges, dtype=np.int64).reshape(-1, 2)[chosen]
+
+    def _place_all(self, dataset, progress: bool) -> None:
+        anchor_offsets, anchor_start = _flat_column(dataset, "anchor_start")
+        columns = ("length", "relation", "reversed", "fact", "is_use")
+        anchors = np.stack([anchor_start, *(_flat_column(dataset, f"anchor_{name}")[1] for name in columns)], axis=1)
+        leaf_row_offsets, leaf_bounds = _flat_column(dataset, "leaf_offsets")
+        leaf_token_offsets, leaf_tokens = _flat_column(dataset, "leaf_ids")
+        canonical = self._canonical
+
+        counts = {name: 0 for name in ("facts", "anchors", "dropped", "cut", "windows_without_fact", "outside")}
+        rows: list[tuple] = []
+        placed_ids: list[int] = []
+        fact_counts = np.zeros(len(self.file_index) + 1, dtype=np.int64)
+        token_counts = np.zeros(len(self.file_index) + 1, dtype=np.int64)
+        for window in tqdm(range(len(self.file_index)), desc="placing facts", disable=not progress, leave=False):
+            file = self.file_index[window]
+            start, end = self.token_range[window]
+            a, b = anchor_offsets[file], anchor_offsets[file + 1]
+            low, high = np.searchsorted(anchor_start[a:b], (start, end), side="left")
+            roots = self._tokens[self._token_offsets[file] + start : self._token_offsets[file] + end]
+            canonical_roots = canonical[roots].tolist()
+            places: dict[int, list[int]] = {}
+            for position, token in enumerate(canonical_roots):
+                places.setdefault(token, []).append(position)
+
+            candidates = []
+            bounds = leaf_bounds[leaf_row_offsets[file] + low : leaf_row_offsets[file] + high + 1].tolist()
+            base = leaf_token_offsets[file]
+            for number, anchor in enumerate(anchors[a + low : a + high].tolist()):
+                first, length, relation, is_reversed, fact, is_use = anchor
+                if first + length > end or (is_use and not self.include_uses):
+                    counts["outside"] += first + length > end
+                    continue
+                if is_reversed and not self.include_site_anchors:
+                    continue
+                leaf = leaf_tokens[base + bounds[number] : base + bounds[number + 1]].tolist()
+                visible = _stands_in(canonical[leaf].tolist(), canonical_roots, places)
+                # Root 0 is <s>.
+                candidates.append(
+                    Candidate(fact, first - int(start) + 1, length, relation, is_reversed, visible, leaf)
+                )
+            placed, dropped = place(candidates, self.leaves_per_root) if self.leaves_per_root else ([], 0)
+
+            for candidate, root, slot, num_tokens in placed:
+                counts["cut"] += num_tokens < len(candidate.leaf)
+                rows.append((*candidate[1:6], root, slot, num_tokens))
+                placed_ids.extend(candidate.leaf[:num_tokens])
+                token_counts[window + 1] += num_tokens
+            fact_counts[window + 1] = len(placed)
+            counts["anchors"] += len(candidates)
+            counts["facts"] += len(placed) + dropped
+            counts["dropped"] += dropped
+            counts["windows_without_fact"] += not placed
+
+        self._counts = counts
+        self._fact_offsets = np.cumsum(fact_counts)
+        self._leaf_offsets = np.cumsum(token_counts)
+        self._facts = np.array(rows, dtype=np.int32).reshape(-1, 8)
+        self._leaf_ids = np.array(placed_ids, dtype=np.int32)
+        self.lengths = (self.token_range[:, 1] - self.token_range[:, 0]) + 2 + token_counts[1:]
+
+    def __len__(self) -> int:
+        return len(self.file_index)
+
+    def tokens(self) -> np.ndarray:
+        """All tokens of the windows, one window after the other, without `<s>` and `</s>`: int32 `(tokens,)`."""
+        bases = self._token_offsets[self.file_index]
+        return np.concatenate([self._tokens[b + s : b + e] for b, (s, e) in zip(bases, self.token_range, strict=True)])
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch that the collator's masks are drawn for; reaches live DataLoader workers."""
+        self._epoch.fill_(int(epoch))
+
+    def __getitem__(self, index: int) -> dict:
+        index = int(index)
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"window {index} of {len(self)}")
+        index %= len(self)
+        base = self._token_offsets[self.file_index[index]]
+        start, end = base + self.token_range[index]
+        input_ids = np.empty(end - start + 2, dtype=np.int32)
+        input_ids[0], input_ids[1:-1], input_ids[-1] = self._bos, self._tokens[start:end], self._eos
+        words = np.ones(end - start + 2, dtype=np.int8)
+        words[1:-1] = self._word_starts[start:end]
+        # A window may begin inside a word.
+        words[1] = 1
+        facts = self._facts[self._fact_offsets[index] : self._fact_offsets[index + 1]]
+        return {
+            "index": index,
+            "epoch": int(self._epoch),
+            "input_ids": input_ids,
+            "word_starts": words,
+            "head_start": facts[:, 0],
+            "head_length": facts[:, 1],
+            "relation": facts[:, 2],
+            "reversed": facts[:, 3],
+            "visible": facts[:, 4],
+            "leaf_root": facts[:, 5],
+            "leaf_slot": facts[:, 6],
+            "leaf_length": facts[:, 7],
+            "leaf_ids": self._leaf_ids[self._leaf_offsets[index] : self._leaf_offsets[index + 1]],
+        }
+
+    def statistics(self) -> dict:
+        """Counts of what the windows hold and of what did not fit.
+
+        Returns:
+            `windows`, `roots`, `leaves`, `nodes_per_window` (mean), `facts` (distinct facts with an anchor inside a
+            window), `facts_placed`, `facts_cut`, `facts_dropped_for_room`, `anchors_across_window_edge`,
+            `windows_without_fact`, `canonical_slots_used` (share of R(1+L)), `leaves_used` (histogram of used slots
+            of roots that have any), and `relations`: placed facts by relation with the share whose leaf stands in
+            the window.
+        """
+        lengths = self._facts[:, 7].astype(np.int64)
+        window_of = np.repeat(np.arange(len(self)), np.diff(self._fact_offsets))
+        per_root = np.zeros(len(self) * self.num_roots, dtype=np.int64)
+        np.add.at(per_root, window_of * self.num_roots + self._facts[:, 5], lengths)
+        num_roots = int((self.token_range[:, 1] - self.token_range[:, 0] + 2).sum())
+        relations = {}
+        for relation, name in enumerate(RELATION_NAMES):
+            visible = self._facts[self._facts[:, 2] == relation, 4]
+            relations[name] = {"facts": len(visible), "visible": float(visible.mean()) if len(visible) else None}
+        return {
+            "windows": len(self),
+            "roots": num_roots,
+            "leaves": len(self._leaf_ids),
+            "nodes_per_window": float(self.lengths.mean()),
+            "facts": self._counts["facts"],
+            "facts_placed": len(self._facts),
+            "facts_cut": int(self._counts["cut"]),
+            "facts_dropped_for_room": self._counts["dropped"],
+            "anchors_across_window_edge": int(self._counts["outside"]),
+            "windows_without_fact": int(self._counts["windows_without_fact"]),
+            "canonical_slots_used": float(
+                self.lengths.sum() / (len(self) * self.num_roots * (1 + self.leaves_per_root))
+            ),
+            "leaves_used": np.bincount(per_root[per_root > 0], minlength=self.leaves_per_root + 1)[1:].tolist(),
+            "relations": relations,
+        }
+
+
+def _stands_in(leaf: list[int], roots: list[int], places: dict[int, list[int]]) -> bool:
+    """Whether the leaf's tokens stand one after the other among the roots."""
+    if not leaf:
+        return False
+    size = len(leaf)
+    return any(roots[position : position + size] == leaf for position in places.get(leaf[0], ()))
