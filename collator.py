@@ -221,7 +221,8 @@ class GraphMertCollator:
 
         word_begin = np.flatnonzero(roots.word_start.astype(bool) & maskable)
         word_row = roots.row[word_begin]
-        word_bounds = np.append(word_begin, len(roots.ids))
+        # A window's last root is </s>, which ends its last word.
+        word_end = np.minimum(np.append(word_begin[1:], len(roots.ids)), roots.offset[word_row + 1] - 1)
         word_offsets = np.searchsorted(word_row, np.arange(len(keys)))
         within = np.arange(len(word_begin)) - word_offsets[word_row]
         rank = _ranks_within(word_row, word_offsets, counter_uniform(keys[word_row], "span_order", within))
@@ -235,12 +236,11 @@ class GraphMertCollator:
             )
             + 1
         )
-        begin = word_bounds[useful]
-        # The window's last root is </s>, which ends the last word.
-        window_end = roots.offset[word_row + 1] - 1
-        last_whole = np.searchsorted(word_bounds, begin + MAX_WORD_TOKENS, side="right") - 1
-        end = word_bounds[np.minimum(np.minimum(useful + drawn, last_whole), len(word_begin))]
-        end = np.minimum(np.maximum(end, word_bounds[useful + 1]), window_end)
+        begin = word_begin[useful]
+        last_whole = np.searchsorted(word_end, begin + MAX_WORD_TOKENS, side="right") - 1
+        last_of_window = np.append(word_offsets, len(word_begin))[word_row + 1] - 1
+        last = np.minimum(np.minimum(useful + drawn - 1, last_whole), last_of_window)
+        end = word_end[np.maximum(last, useful)]
 
         lengths = end - begin
         token = np.repeat(begin - np.cumsum(lengths) + lengths, lengths) + np.arange(lengths.sum())

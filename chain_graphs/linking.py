@@ -7,12 +7,15 @@ backwards. Both are stored; `windows.py` chooses at most one anchor for each fac
 
 import re
 from collections import Counter
+from typing import TYPE_CHECKING
 
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
-from ..code_graph import CodeGraph
 from ..code_graph.schema import RELATION_IDS
+
+if TYPE_CHECKING:
+    from ..code_graph import CodeGraph
 
 # SpanBERT's longest span here is 7 tokens (the setup's leaves per root): a longer word is masked in pieces of this size.
 MAX_WORD_TOKENS = 7
@@ -95,7 +98,7 @@ def word_starts(code: str, char_starts: np.ndarray, char_ends: np.ndarray) -> np
 
 
 def link_file(
-    code: str, graph: CodeGraph, tokenizer: PreTrainedTokenizerFast, leaf_encoder: LeafEncoder | None = None
+    code: str, graph: "CodeGraph", tokenizer: PreTrainedTokenizerFast, leaf_encoder: LeafEncoder | None = None
 ) -> tuple[dict[str, np.ndarray], dict[str, int]]:
     """Tokenise one file and hang its triples on its tokens (DESIGN: leafy chain graph, sparse form).
 
