@@ -1,0 +1,31 @@
+"""Leafy chain graphs: corpora -> datasets on disk -> windows with leaves.
+
+    sources.py, splitting.py   where code comes from, what is left out and why; which project goes to which split
+    tokenizer.py               a byte-level BPE whose tokens share their edges with names
+    linking.py, rows.py        code + code graph + tokenizer -> one sparse row per file, in processes
+    manifest.py, build.py      what was built from what; the command `python -m graphmert.chain_graphs.build`
+    windows.py, layout.py      rows -> windows of root tokens with their leaves
+
+Names are imported when they are first used, so that `--help` and the sources load neither torch nor transformers.
+"""
+
+import importlib
+
+_EXPORTS = {
+    "linking": ["link_file"],
+    "manifest": ["load_chain_graphs"],
+    "windows": ["WindowDataset"],
+}
+_MODULE_OF = {name: module for module, names in _EXPORTS.items() for name in names}
+
+__all__ = sorted(_MODULE_OF)
+
+
+def __getattr__(name: str):
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_MODULE_OF[name]}", __name__), name)
+
+
+def __dir__():
+    return __all__

@@ -1,0 +1,551 @@
+"""Corpora: where code comes from, one file at a time, with a reason for every file that is left out.
+
+Each source yields `SourceFile` (decoded text) or `SkippedFile` (path and reason) in a fixed order, and describes itself
+for the manifest. Only this module touches directories of code, wheels, and the network (`pip download` and the Hugging
+Face hub); it never installs, imports or runs what it reads.
+"""
+
+import hashlib
+import os
+import re
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import tokenize
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from email.parser import HeaderParser
+from io import BytesIO
+from pathlib import Path, PurePosixPath
+
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.utils import canonicalize_name
+
+DEFAULT_CACHE_DIR = Path.home() / ".cache" / "graphmert"
+LANGUAGE_SUFFIXES = {".py": "python"}
+
+PROJECT_COLUMNS = ("project", "repo", "repository", "repo_name", "repository_name", "max_stars_repo_name")
+PATH_COLUMNS = ("path", "file_path", "func_path_in_repository", "max_stars_repo_path")
+
+# A marker of one project's root: such a directory is one project, not a folder of projects.
+_PROJECT_MARKERS = (".git", "setup.py", "setup.cfg", "pyproject.toml", "__init__.py")
+_NOT_SOURCE_DIRS = {"__pycache__", "node_modules", "site-packages", "dist-packages", "lib-dynload"}
+_TEST_DIR = re.compile(r"(tests?|.+_tests?|tests?_.+)", re.IGNORECASE)
+_TEST_FILE = re.compile(r"(test_.*|.*_test|tests?|conftest)\.py", re.IGNORECASE)
+
+# A file is taken for a table (generated data, not code) when it has this size and fewer names than this per 1,000
+# characters. On the standard library of Python 3.11 this finds 66 files (code pages, entities, topics): 20 % of its text.
+TABLE_MIN_CHARS = 4096
+TABLE_NAMES_PER_1000_CHARS = 14
+_LEXEMES = re.compile(
+    r'(?P<prose>"""(?:[^\\]|\\.)*?"""|\'\'\'(?:[^\\]|\\.)*?\'\'\'|^[ \t]*#[^\n]*)'
+    r'|(?P<literal>"(?:[^"\\\n]|\\.)*"|\'(?:[^\'\\\n]|\\.)*\'|\#[^\n]*|\d[\w.]*)'
+    r"|(?P<name>[^\W\d]\w*)",
+    re.DOTALL | re.MULTILINE,
+)
+
+
+class BuildError(ValueError):
+    """A mistake of the user's that a build reports in one line; the message names the input and the mend."""
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """One file of code: `text` with "\\n" line ends, `project` for the split, `path` within the source."""
+
+    source: str
+    project: str
+    path: str
+    language: str
+    text: str
+
+
+@dataclass(frozen=True)
+class SkippedFile:
+    """One file that is left out, and why; `reason` is a short category, the same words for the same cause."""
+
+    source: str
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """What to leave out while reading.
+
+    Attributes:
+        max_file_bytes: larger files are skipped.
+        min_file_chars: shorter files are skipped (empty ones always are).
+        include_tests: keep test directories and test files.
+        include_tables: keep files of generated data.
+        cache_dir: where downloaded wheels are kept.
+        download: fetches one wheel into a directory: `(requirement, directory) -> path of the wheel`.
+    """
+
+    max_file_bytes: int = 1_000_000
+    min_file_chars: int = 1
+    include_tests: bool = False
+    include_tables: bool = False
+    cache_dir: Path = DEFAULT_CACHE_DIR
+    download: Callable[[str, Path], Path] = field(
+        default=lambda requirement, directory: download_wheel(requirement, directory)
+    )
+
+
+def decode_python(data: bytes) -> str:
+    """Decode a Python file as the interpreter would (PEP 263, UTF-8 by default), line ends as "\\n".
+
+    Args:
+        data: the file's bytes.
+
+    Returns:
+        The text, without a byte order mark.
+
+    Raises:
+        UnicodeError: the bytes are not text in the file's declared encoding; the message is a short reason.
+    """
+    if b"\0" in data:
+        raise UnicodeError("null bytes")
+    try:
+        encoding, _ = tokenize.detect_encoding(BytesIO(data).readline)
+        text = data.decode(encoding)
+    except (SyntaxError, LookupError) as error:
+        raise UnicodeError("unknown or contradictory encoding") from error
+    except UnicodeError as error:
+        raise UnicodeError(f"not {encoding} text") from error
+    return normalize_newlines(text)
+
+
+def normalize_newlines(text: str) -> str:
+    """Line ends as Python's own reader gives them."""
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def is_table(text: str) -> bool:
+    """Whether a file is generated data: hardly any names outside strings, comments and numbers.
+
+    Documentation (triple-quoted strings, whole-line comments) does not count, so that a well documented file stays.
+    """
+    if len(text) < TABLE_MIN_CHARS:
+        return False
+    num_names = 0
+    num_chars = len(text)
+    for match in _LEXEMES.finditer(text):
+        if match.lastgroup == "name":
+            num_names += 1
+        elif match.lastgroup == "prose":
+            num_chars -= match.end() - match.start()
+    return num_names * 1000 < TABLE_NAMES_PER_1000_CHARS * num_chars and num_chars >= TABLE_MIN_CHARS // 2
+
+
+def is_test_path(path: str) -> bool:
+    """Whether a relative path lies in a test directory or is a test file by its name."""
+    *directories, name = PurePosixPath(path).parts
+    return any(_TEST_DIR.fullmatch(part) for part in directories) or bool(_TEST_FILE.fullmatch(name))
+
+
+class Source:
+    """A corpus. Subclasses give `_candidates`; this class applies the rules that all sources share.
+
+    Args:
+        spec: the source as the user wrote it.
+        options: what to leave out.
+
+    Attributes:
+        num_files: files seen so far, read or skipped.
+    """
+
+    def __init__(self, spec: str, options: ReadOptions):
+        self.spec = spec
+        self.options = options
+        self.num_files = 0
+
+    def describe(self) -> dict:
+        """What the manifest says of the source: kind, version, licence, hash, as far as the source knows."""
+        raise NotImplementedError
+
+    def _candidates(self) -> Iterator[tuple[str, str, int, Callable[[], bytes | str]]]:
+        """Yield (project, path, size in bytes, function that reads) of each file in a fixed order."""
+        raise NotImplementedError
+
+    def files(self) -> Iterator[SourceFile | SkippedFile]:
+        """Yield every file of the source, read or skipped with a reason."""
+        for project, path, size, read in self._candidates():
+            self.num_files += 1
+            text, reason = self._read(path, size, read)
+            if reason is None:
+                yield SourceFile(self.spec, project, path, "python", text)
+            else:
+                yield SkippedFile(self.spec, path, reason)
+
+    def _read(self, path: str, size: int, read: Callable[[], bytes | str]) -> tuple[str, str | None]:
+        if not self.options.include_tests and is_test_path(path):
+            return "", "test code (--include-tests keeps it)"
+        if size > self.options.max_file_bytes:
+            return "", f"larger than {self.options.max_file_bytes} bytes (--max-file-bytes)"
+        try:
+            data = read()
+            text = decode_python(data) if isinstance(data, bytes) else normalize_newlines(data)
+            # A lone surrogate (possible in JSON) cannot be stored.
+            text.encode("utf-8")
+        except UnicodeEncodeError:
+            return "", "lone surrogates"
+        except UnicodeError as error:
+            return "", str(error)
+        except (OSError, zipfile.BadZipFile) as error:
+            return "", f"cannot be read ({type(error).__name__})"
+        if not text.strip():
+            return "", "empty"
+        if "\0" in text:
+            return "", "null bytes"
+        if len(text) < self.options.min_file_chars:
+            return "", f"shorter than {self.options.min_file_chars} characters (--min-file-chars)"
+        if not self.options.include_tables and is_table(text):
+            return "", "table of data (--include-tables keeps it)"
+        return text, None
+
+
+class DirectorySource(Source):
+    """A directory of `.py` files, or one `.py` file.
+
+    The project of a file is the first directory of its path (a folder of repositories), unless the directory is itself
+    one project, by `project=single` or because it holds `.git`, `setup.py`, `setup.cfg`, `pyproject.toml` or
+    `__init__.py`; then all of it is one project with the directory's name. Files that lie directly in a folder of
+    repositories are a project each with `project=children`, and one project with the folder's name otherwise.
+
+    Args:
+        spec, options: as in `Source`.
+        root: the directory or file.
+        project: "auto", "single" or "children".
+    """
+
+    def __init__(self, spec: str, options: ReadOptions, root: Path, project: str = "auto"):
+        super().__init__(spec, options)
+        if project not in ("auto", "single", "children"):
+            raise BuildError(f"source {spec}: project={project} is not one of auto, single, children")
+        if not root.exists():
+            raise BuildError(f"source {spec}: {root} does not exist")
+        if root.is_file() and root.suffix not in LANGUAGE_SUFFIXES:
+            raise BuildError(f"source {spec}: {root} is not a directory nor a .py file")
+        self.root = root.resolve()
+        if root.is_file() or (project == "auto" and any((root / marker).exists() for marker in _PROJECT_MARKERS)):
+            project = "single"
+        self.project = project
+
+    def describe(self) -> dict:
+        return {"kind": "dir", "path": str(self.root), "projects": self.project}
+
+    def _candidates(self):
+        if self.root.is_file():
+            try:
+                decode_python(self.root.read_bytes())
+            except UnicodeError as error:
+                raise BuildError(f"source {self.spec}: {self.root} is not a Python text file: {error}") from error
+            yield self.root.stem, self.root.name, self.root.stat().st_size, self.root.read_bytes
+            return
+        for path in walk(self.root):
+            relative = path.relative_to(self.root)
+            yield self._project_of(relative), relative.as_posix(), file_size(path), path.read_bytes
+
+    def _project_of(self, relative: Path) -> str:
+        if self.project == "single":
+            return self.root.name
+        if len(relative.parts) > 1:
+            return relative.parts[0]
+        return relative.stem if self.project == "children" else self.root.name
+
+
+class StandardLibrarySource(DirectorySource):
+    """This interpreter's standard library; the project of a file is its top-level module or package."""
+
+    def __init__(self, spec: str, options: ReadOptions):
+        super().__init__(spec, options, Path(sysconfig.get_path("stdlib")), "children")
+
+    def describe(self) -> dict:
+        return {
+            "kind": "stdlib",
+            "version": sys.version.split()[0],
+            "licence": "PSF-2.0 (Python Software Foundation License Version 2)",
+        }
+
+
+class WheelSource(Source):
+    """One release of a package from the package index: its wheel is downloaded and read, never installed or run.
+
+    Args:
+        spec, options: as in `Source`.
+        requirement: `NAME==VERSION`.
+    """
+
+    def __init__(self, spec: str, options: ReadOptions, requirement: str):
+        super().__init__(spec, options)
+        self.name, self.version = parse_pin(spec, requirement)
+        self.wheel = self._fetch()
+        try:
+            with zipfile.ZipFile(self.wheel) as archive:
+                self._licence = wheel_licence(archive)
+        except zipfile.BadZipFile as error:
+            raise BuildError(f"source {spec}: {self.wheel} is not a wheel (damaged download?): delete it") from error
+
+    def _fetch(self) -> Path:
+        directory = self.options.cache_dir / "wheels" / f"{self.name}-{self.version}"
+        kept = sorted(directory.glob("*.whl"))
+        if kept:
+            return kept[0]
+        directory.mkdir(parents=True, exist_ok=True)
+        # Downloaded beside its place and moved there whole, so that a killed download leaves nothing that looks complete.
+        with tempfile.TemporaryDirectory(dir=directory.parent) as scratch:
+            wheel = self.options.download(f"{self.name}=={self.version}", Path(scratch))
+            return Path(os.replace(wheel, directory / wheel.name) or directory / wheel.name)
+
+    def describe(self) -> dict:
+        return {
+            "kind": "pypi",
+            "name": self.name,
+            "version": self.version,
+            "file": self.wheel.name,
+            "sha256": hashlib.sha256(self.wheel.read_bytes()).hexdigest(),
+            "licence": self._licence,
+        }
+
+    def _candidates(self):
+        with zipfile.ZipFile(self.wheel) as archive:
+            members = [m for m in archive.infolist() if PurePosixPath(m.filename).suffix in LANGUAGE_SUFFIXES]
+            for member in sorted(members, key=lambda m: m.filename):
+                yield self.name, member.filename, member.file_size, lambda member=member: archive.read(member)
+
+
+class HuggingFaceSource(Source):
+    """A Hugging Face dataset with one file of code in each row: a local path (`save_to_disk` directory, Parquet, JSON or
+    CSV) or a hub id.
+
+    Args:
+        spec, options: as in `Source`.
+        name: path or hub id.
+        text_column: the column of code.
+        project_column: the column that names the project; by default the first of `PROJECT_COLUMNS` that exists. With
+            none, each row is a project of its own, and the description says so.
+        split: which split to read; "train" if there are several.
+        revision: commit of a hub dataset.
+    """
+
+    def __init__(
+        self,
+        spec: str,
+        options: ReadOptions,
+        name: str,
+        text_column: str | None = None,
+        project_column: str | None = None,
+        split: str | None = None,
+        revision: str | None = None,
+    ):
+        super().__init__(spec, options)
+        self.dataset = load_huggingface(spec, name, split, revision)
+        self.name, self.revision = name, revision
+        columns = list(self.dataset.column_names or next(iter(self.dataset), {}))
+        if text_column is None:
+            raise BuildError(f"source {spec}: add ,text_column=NAME; the columns are {', '.join(columns)}")
+        for column in (text_column, project_column):
+            if column is not None and column not in columns:
+                raise BuildError(f"source {spec}: no column {column!r}; the columns are {', '.join(columns)}")
+        self.text_column = text_column
+        self.project_column = project_column or next((c for c in PROJECT_COLUMNS if c in columns), None)
+        self.path_column = next((c for c in PATH_COLUMNS if c in columns), None)
+        self.has_language = "language" in columns
+
+    @property
+    def warning(self) -> str | None:
+        """A sentence for the user where rows cannot be split by project."""
+        if self.project_column is not None:
+            return None
+        return (
+            f"source {self.spec}: no project column; every row is its own project, so code of one repository can stand in "
+            "several splits (name the column with ,project_column=NAME)"
+        )
+
+    def describe(self) -> dict:
+        return {
+            "kind": "hf",
+            "name": self.name,
+            "revision": self.revision,
+            "text_column": self.text_column,
+            "project_column": self.project_column,
+            "warning": self.warning,
+        }
+
+    def _candidates(self):
+        for index, row in enumerate(self.dataset):
+            text = row[self.text_column]
+            path = str(row[self.path_column]) if self.path_column else f"row-{index}.py"
+            project = str(row[self.project_column]) if self.project_column else f"{self.name}#{index}"
+            yield project, path, len(text or ""), lambda text=text: text or ""
+
+    def files(self) -> Iterator[SourceFile | SkippedFile]:
+        """As `Source.files`; rows in another language than Python are skipped."""
+        if not self.has_language:
+            yield from super().files()
+            return
+        languages = (str(row["language"] or "python").lower() for row in self.dataset)
+        for language, item in zip(languages, super().files(), strict=True):
+            is_python = language == "python"
+            yield item if is_python else SkippedFile(self.spec, item.path, f"language {language} is not read")
+
+
+def parse_source(spec: str, options: ReadOptions) -> Source:
+    """Make a source from its text form.
+
+    Args:
+        spec: `stdlib`, `dir:PATH[,project=auto|single|children]`, `pypi:NAME==VERSION` or
+            `hf:PATH_OR_ID,text_column=NAME[,project_column=NAME][,split=NAME][,revision=COMMIT]`.
+        options: what to leave out.
+
+    Raises:
+        BuildError: unknown scheme or option, or the source does not exist.
+    """
+    scheme, _, rest = spec.partition(":")
+    if scheme == "stdlib" and not rest:
+        return StandardLibrarySource(spec, options)
+    if scheme == "dir" and rest:
+        path, arguments = split_arguments(rest, ("project",))
+        return DirectorySource(f"dir:{path}", options, Path(path).expanduser(), **arguments)
+    if scheme == "pypi" and rest:
+        return WheelSource(spec, options, rest)
+    if scheme == "hf" and rest:
+        name, arguments = split_arguments(rest, ("text_column", "project_column", "split", "revision"))
+        return HuggingFaceSource(f"hf:{name}", options, name, **arguments)
+    raise BuildError(
+        f"unknown source {spec!r}: use stdlib, dir:PATH, pypi:NAME==VERSION or hf:PATH_OR_ID,text_column=NAME"
+    )
+
+
+def split_arguments(text: str, allowed: tuple[str, ...]) -> tuple[str, dict[str, str]]:
+    """Split `VALUE,key=value,...`; a comma that is not followed by an allowed key belongs to the value."""
+    parts = re.split(rf",(?=(?:{'|'.join(allowed)})=)", text)
+    return parts[0], dict(part.split("=", 1) for part in parts[1:])
+
+
+def walk(root: Path) -> Iterator[Path]:
+    """Files of code under a directory in sorted order; hidden and installed directories are not entered."""
+    for directory, names, files in os.walk(root):
+        names[:] = sorted(
+            name
+            for name in names
+            if name not in _NOT_SOURCE_DIRS
+            and not name.startswith(".")
+            and not os.path.exists(os.path.join(directory, name, "pyvenv.cfg"))
+        )
+        for name in sorted(files):
+            path = Path(directory, name)
+            # A FIFO or device would block the reader; a dangling link is passed on and counted as unreadable.
+            if path.suffix in LANGUAGE_SUFFIXES and (path.is_file() or path.is_symlink()):
+                yield path
+
+
+def file_size(path: Path) -> int:
+    """Size in bytes, 0 where the file cannot be examined (reading it will tell why)."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def parse_pin(spec: str, requirement: str) -> tuple[str, str]:
+    """Name and version of `NAME==VERSION`; anything looser is refused, because a corpus must be repeatable."""
+    try:
+        parsed = Requirement(requirement)
+    except InvalidRequirement as error:
+        raise BuildError(f"source {spec}: not a package name with a version; write pypi:NAME==VERSION") from error
+    pins = list(parsed.specifier)
+    if len(pins) != 1 or pins[0].operator != "==" or pins[0].version.endswith("*") or parsed.url or parsed.marker:
+        raise BuildError(f"source {spec}: pin one version, pypi:{parsed.name}==VERSION")
+    return canonicalize_name(parsed.name), pins[0].version
+
+
+def download_wheel(requirement: str, directory: Path) -> Path:
+    """Download one wheel with pip, which honours the user's index settings; a wheel of any platform will do.
+
+    Args:
+        requirement: `NAME==VERSION`.
+        directory: an empty directory.
+
+    Returns:
+        The wheel's path.
+
+    Raises:
+        BuildError: pip is missing, the release does not exist, or it has no wheel (an sdist is not fetched: pip would
+            run its build script).
+    """
+    # First what fits this interpreter, then wheels of other Python versions: the code in them is read, not run.
+    targets = [[]] + [
+        ["--platform", "manylinux2014_x86_64", "--python-version", f"3.{minor}"] for minor in (12, 11, 10, 9)
+    ]
+    message = ""
+    for target in targets:
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--quiet",
+            "--no-deps",
+            "--only-binary=:all:",
+            "--ignore-requires-python",
+        ]
+        done = subprocess.run(
+            [*command, *target, "--dest", str(directory), requirement], capture_output=True, text=True, check=False
+        )
+        wheels = sorted(directory.glob("*.whl"))
+        if done.returncode == 0 and wheels:
+            return wheels[0]
+        message = message or next(
+            (line for line in reversed(done.stderr.splitlines()) if "ERROR" in line), done.stderr.strip()[-300:]
+        )
+        if "No matching distribution" not in done.stderr:
+            break
+    raise BuildError(
+        f"source pypi:{requirement}: pip found no wheel ({message.removeprefix('ERROR: ')}); "
+        "for a release without wheels, unpack its source archive and use dir:PATH"
+    )
+
+
+def wheel_licence(archive: zipfile.ZipFile) -> str | None:
+    """The licence that a wheel's METADATA states."""
+    for name in archive.namelist():
+        if name.endswith(".dist-info/METADATA"):
+            metadata = HeaderParser().parsestr(archive.read(name).decode("utf-8", "replace"))
+            stated = metadata.get("License-Expression") or (metadata.get("License") or "").strip().split("\n")[0]
+            classifiers = [c for c in metadata.get_all("Classifier", []) if c.startswith("License ::")]
+            return stated or "; ".join(classifiers) or None
+    return None
+
+
+def load_huggingface(spec: str, name: str, split: str | None, revision: str | None):
+    """Open a dataset from a path or the hub; see `HuggingFaceSource`."""
+    import datasets
+
+    builders = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv"}
+    path = Path(name).expanduser()
+    try:
+        if path.is_file() and path.suffix in builders:
+            loaded = datasets.load_dataset(builders[path.suffix], data_files=str(path), streaming=True)
+        elif path.is_dir() and any((path / f).exists() for f in ("dataset_dict.json", "state.json")):
+            loaded = datasets.load_from_disk(str(path))
+        elif path.exists() and not path.is_dir():
+            raise BuildError(
+                f"source {spec}: {path.suffix or 'this'} files are not read; use Parquet, JSON, JSON lines or CSV"
+            )
+        else:
+            loaded = datasets.load_dataset(name, revision=revision, streaming=True)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        if isinstance(error, BuildError):
+            raise
+        reason = str(error).strip().split("\n")[0]
+        raise BuildError(f"source {spec}: cannot be opened as a dataset ({type(error).__name__}: {reason})") from error
+    if not isinstance(loaded, dict):
+        return loaded
+    wanted = split or ("train" if "train" in loaded or len(loaded) > 1 else next(iter(loaded)))
+    if wanted not in loaded:
+        raise BuildError(f"source {spec}: no split {wanted!r}; the splits are {', '.join(loaded)} (,split=NAME)")
+    return loaded[wanted]
