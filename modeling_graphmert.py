@@ -1,0 +1,659 @@
+"""GraphMERT (arXiv 2510.09580): a RoBERTa encoder on leafy chain graphs of code.
+
+`GraphMertModel` is `RobertaModel` with two additions in front of the same layers: H-GAT changes the word embeddings of
+leaves, and attention decay goes in as the attention mask. Given no leaves and `decay_mode=None` nothing is left of them.
+
+Shape suffixes: B batch, N nodes, R roots, L leaf slots, M labelled nodes, H attention heads, D hidden, V vocabulary,
+C relations.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import initialization as init
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPoolingAndCrossAttentions,
+    MaskedLMOutput,
+    SequenceClassifierOutput,
+)
+from transformers.models.roberta.modeling_roberta import (
+    RobertaClassificationHead,
+    RobertaForMaskedLM,
+    RobertaForSequenceClassification,
+    RobertaLMHead,
+    RobertaModel,
+    RobertaPreTrainedModel,
+)
+from transformers.utils import ModelOutput
+
+from .configuration_graphmert import GraphMertConfig
+from .conversion_graphmert import ConversionReport, convert_roberta
+from .graph_layers_graphmert import (
+    GraphDecay,
+    HierarchicalGraphAttention,
+    MultiplicativeSelfAttention,
+    attention_dtype,
+    graph_distance,
+    head_columns,
+)
+
+IGNORE_INDEX = -100
+
+
+@dataclass
+class GraphMertForPreTrainingOutput(ModelOutput):
+    """Output of `GraphMertForPreTraining`.
+
+    Args:
+        loss: float (), mlm_weight * (mlm_loss + sbo_loss) + mnm_weight * mnm_loss; None without labels.
+        mlm_loss: float (), mean over labelled roots.
+        mnm_loss: float (), by `config.mnm_target`: relation_loss, tail_loss, or the average of the two.
+        relation_loss: float (), mean over relation labels.
+        tail_loss: float (), mean over labelled leaves.
+        sbo_loss: float (), span-boundary objective, mean over its targets; None where it is off.
+        logits: float (B, N, V), or (M, V) with `sparse_prediction`.
+        relation_logits: float (B, R, L, C), 0 at empty slots.
+        hidden_states, attentions: as in RoBERTa.
+    """
+
+    loss: torch.FloatTensor | None = None
+    mlm_loss: torch.FloatTensor | None = None
+    mnm_loss: torch.FloatTensor | None = None
+    relation_loss: torch.FloatTensor | None = None
+    tail_loss: torch.FloatTensor | None = None
+    sbo_loss: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
+    relation_logits: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+class SpanBoundaryHead(nn.Module):
+    """State of a masked token from the two tokens around its span (SpanBERT, arXiv 1907.10529, sec. 2.2).
+
+    y = f([x_left; x_right; p]), f two layers of Linear, GELU, LayerNorm; p the embedding of the place in the span.
+    """
+
+    def __init__(self, config: GraphMertConfig):
+        super().__init__()
+        self.position_embeddings = nn.Embedding(config.span_boundary_length, config.hidden_size)
+        self.dense_in = nn.Linear(3 * config.hidden_size, config.hidden_size)
+        self.norm_in = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dense_out = nn.Linear(config.hidden_size, config.hidden_size)
+        self.norm_out = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(self, left_MD: torch.Tensor, right_MD: torch.Tensor, offset_M: torch.Tensor) -> torch.Tensor:
+        """(M, D), (M, D), int64 (M,) from 1 -> (M, D)."""
+        position_MD = self.position_embeddings(offset_M - 1)
+        state_MD = self.norm_in(F.gelu(self.dense_in(torch.cat([left_MD, right_MD, position_MD], dim=-1))))
+        return self.norm_out(F.gelu(self.dense_out(state_MD)))
+
+
+class GraphMertPreTrainedModel(RobertaPreTrainedModel):
+    """Weights, loading and conversion, common to all GraphMERT classes."""
+
+    config: GraphMertConfig
+    config_class = GraphMertConfig
+    base_model_prefix = "roberta"
+    # These two read the bias of the first head only, or none, without a word.
+    _supports_flash_attn = False
+    _supports_flex_attn = False
+
+    conversion_report: ConversionReport | None = None
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        if isinstance(module, HierarchicalGraphAttention):
+            init.zeros_(module.weight)
+            init.ones_(module.direction_gain)
+            init.normal_(module.attention, mean=0.0, std=self.config.initializer_range)
+        elif isinstance(module, GraphDecay):
+            init.constant_(module.offset, module.offset_init)
+
+    @classmethod
+    def from_roberta(
+        cls,
+        path_or_id: str,
+        *,
+        position_init: str = "copy",
+        allow_pickle: bool | None = None,
+        verbose: bool = True,
+        **graph_options,
+    ):
+        """Build this class from a RoBERTa or CodeBERT checkpoint.
+
+        All weights of the encoder are copied; positions and token types are extended, H-GAT, decay and relation head are
+        new. Before a graph is given and with `decay_mode=None`, hidden states and LM logits are the checkpoint's own.
+
+        Args:
+            path_or_id: directory or hub id of a checkpoint with model_type "roberta".
+            position_init: "copy" repeats the old position rows for the new ones (as Longformer does), "random" draws them.
+            allow_pickle: whether `pytorch_model.bin` will do where there is no `model.safetensors` (torch reads it with
+                weights_only=True). None: yes for a hub id (`microsoft/codebert-base` has no other file), no for a directory.
+            verbose: print the report.
+            **graph_options: fields of `GraphMertConfig`.
+
+        Returns:
+            A model in evaluation mode, with `model.conversion_report`.
+
+        Raises:
+            ValueError: another architecture, an option that contradicts the checkpoint, or no usable weights.
+
+        Example:
+
+            >>> model = GraphMertForPreTraining.from_roberta("microsoft/codebert-base", num_roots=128, leaves_per_root=7)
+        """
+        model, report = convert_roberta(
+            cls, path_or_id, position_init=position_init, allow_pickle=allow_pickle, graph_options=graph_options
+        )
+        model.conversion_report = report
+        if verbose:
+            print(report)
+        return model
+
+
+class GraphMertModel(GraphMertPreTrainedModel, RobertaModel):
+    """The encoder: RoBERTa with H-GAT on leaf embeddings and attention decay over graph distances.
+
+    Example:
+
+        >>> model = GraphMertModel(GraphMertConfig())
+        >>> states = model(**tokenizer("def f(x): return x", return_tensors="pt")).last_hidden_state
+    """
+
+    def __init__(self, config: GraphMertConfig, add_pooling_layer: bool = True):
+        config.check()
+        super().__init__(config, add_pooling_layer=add_pooling_layer)
+        self.hgat = None
+        self.decay = None
+        if config.use_hgat:
+            self.hgat = HierarchicalGraphAttention(
+                config.hidden_size, config.num_relations, config.relation_dropout, config.hgat_negative_slope
+            )
+        if config.decay_mode is not None:
+            self.decay = GraphDecay(
+                config.num_attention_heads,
+                # Roots are at most num_usable_positions - 1 hops apart, two leaves 2 more.
+                config.num_usable_positions + 2,
+                config.decay_base,
+                config.decay_offset_init,
+                multiplicative=config.decay_mode == "multiplicative",
+            )
+        if config.decay_mode == "multiplicative":
+            for index, layer in enumerate(self.encoder.layer):
+                layer.attention.self = MultiplicativeSelfAttention(config, layer_idx=index)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        root_index: torch.LongTensor | None = None,
+        leaf_index: torch.LongTensor | None = None,
+        relation_ids: torch.LongTensor | None = None,
+        relation_reversed: torch.LongTensor | None = None,
+        head_start: torch.LongTensor | None = None,
+        head_length: torch.LongTensor | None = None,
+        **kwargs,
+    ) -> BaseModelOutputWithPoolingAndCrossAttentions | tuple:
+        """Encode graphs, or plain token sequences where `root_index` is not given.
+
+        Args:
+            input_ids: int64 (B, N); or `inputs_embeds`, float (B, N, D), word embeddings.
+            attention_mask: int64 or bool (B, N), 0 on padding and empty slots. Default: no padding.
+            token_type_ids: int64 (B, N). Default: 0 for roots, 1 for leaves.
+            position_ids: int64 (B, N). Default: by `config.leaf_position`, starting at pad_token_id + 1.
+            root_index: int64 (B, N), 0..num_roots-1; a root's own index, a leaf's root.
+            leaf_index: int64 (B, N), slot 0..leaves_per_root-1, -1 for a root. Default: all are roots.
+            relation_ids: int64 (B, N), -1 none, 0..num_relations-1, `num_relations` for the masked relation.
+            relation_reversed: int64 (B, N), 1 where the leaf carries the owner's name. Default: 0.
+            head_start, head_length: int64 (B, N), the span of roots that a leaf hangs on.
+            **kwargs: `output_attentions`, `output_hidden_states`, `return_dict`, as in RoBERTa.
+
+        Returns:
+            As `RobertaModel`: last_hidden_state (B, N, D), pooler_output (B, D).
+
+        Raises:
+            ValueError: more nodes than positions; graph inputs that contradict each other or the configuration (their values
+                are checked on the CPU only: on other devices the check would wait for the device in every step).
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Give exactly one of input_ids and inputs_embeds.")
+        shape = input_ids.shape if input_ids is not None else inputs_embeds.shape[:2]
+        limit = self.config.num_usable_positions
+        if shape[1] > limit:
+            raise ValueError(
+                f"The input has {shape[1]} tokens, but the model has positions for {limit}: cut the code (truncation=True, "
+                f"max_length={limit}) or raise max_position_embeddings."
+            )
+        if root_index is None:
+            given = {"leaf_index": leaf_index, "relation_ids": relation_ids, "head_start": head_start}
+            if any(value is not None for value in given.values()):
+                names = ", ".join(name for name, value in given.items() if value is not None)
+                raise ValueError(f"Graph inputs need root_index; only {names} given.")
+        else:
+            leaf_index = torch.full_like(root_index, -1) if leaf_index is None else leaf_index
+            self._check_graph(shape, root_index, leaf_index, relation_ids, head_start, head_length)
+            real = torch.ones_like(root_index) if attention_mask is None else attention_mask
+            real = real.to(torch.bool)
+            is_leaf = (leaf_index >= 0) & real
+            if inputs_embeds is None:
+                inputs_embeds, input_ids = self.embeddings.word_embeddings(input_ids), None
+            if self.hgat is not None and relation_ids is not None:
+                is_root = (leaf_index < 0) & real
+                inputs_embeds = self.hgat(
+                    inputs_embeds,
+                    torch.where(is_leaf, relation_ids, -1),
+                    torch.zeros_like(root_index) if relation_reversed is None else relation_reversed,
+                    head_columns(root_index, is_root, head_start, head_length, self.config.num_roots),
+                )
+            token_type_ids = is_leaf.long() if token_type_ids is None else token_type_ids
+            if position_ids is None:
+                position_ids = self._graph_positions(root_index, leaf_index, real)
+        if self.decay is not None:
+            attention_mask = self._decay_mask(shape, attention_mask, root_index, leaf_index)
+        return super().forward(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            **kwargs,
+        )
+
+    def _graph_positions(self, root_index, leaf_index, real):
+        """Position ids of nodes: RoBERTa's offset, padding at the padding row."""
+        config = self.config
+        position = root_index
+        if config.leaf_position == "slot":
+            slot = config.num_roots + config.leaves_per_root * root_index + leaf_index
+            position = torch.where(leaf_index >= 0, slot, root_index)
+        return torch.where(real, position + config.pad_token_id + 1, config.pad_token_id)
+
+    def _decay_mask(self, shape, attention_mask, root_index, leaf_index):
+        """Decay and padding in one (B or 1, H, N, N) tensor."""
+        if attention_mask is not None and attention_mask.dim() != 2:
+            raise ValueError(
+                f"attention_mask has {attention_mask.dim()} dimensions, but with decay_mode={self.config.decay_mode!r} it "
+                "must be (batch, nodes)."
+            )
+        weight = self.embeddings.word_embeddings.weight
+        if root_index is None:
+            root_index = torch.arange(shape[1], device=weight.device)[None, :]
+            leaf_index = torch.full_like(root_index, -1)
+            # One table for the whole batch where nothing is padded; asking costs nothing on the CPU alone.
+            if attention_mask is not None and _values_at_hand(attention_mask) and bool(attention_mask.all()):
+                attention_mask = None
+        visible = None if attention_mask is None else attention_mask.to(torch.bool)[:, None, :]
+        return self.decay(graph_distance(root_index, leaf_index), visible, attention_dtype(weight))
+
+    def _check_graph(self, shape, root_index, leaf_index, relation_ids, head_start, head_length) -> None:
+        """Refuse graph inputs that the model would misread or crash on."""
+        config = self.config
+        if relation_ids is not None and self.hgat is not None and (head_start is None or head_length is None):
+            raise ValueError(
+                "relation_ids need head_start and head_length: the span of roots that each leaf hangs on."
+            )
+        given = {
+            "root_index": root_index,
+            "leaf_index": leaf_index,
+            "relation_ids": relation_ids,
+            "head_start": head_start,
+            "head_length": head_length,
+        }
+        for name, value in given.items():
+            if value is not None and value.shape != shape:
+                raise ValueError(f"{name} has shape {tuple(value.shape)}, but the input has {tuple(shape)}.")
+        limits = {
+            "root_index": (0, config.num_roots - 1, "num_roots"),
+            "leaf_index": (-1, config.leaves_per_root - 1, "leaves_per_root"),
+            "relation_ids": (-1, config.num_relations, "num_relations"),
+            "head_start": (0, config.num_roots - 1, "num_roots"),
+            "head_length": (0, config.num_roots, "num_roots"),
+        }
+        for name, (lowest, highest, field) in limits.items():
+            value = given[name]
+            if value is None or value.numel() == 0 or not _values_at_hand(value):
+                continue
+            found = torch.stack(value.aminmax()).tolist()
+            wrong = [number for number in found if not lowest <= number <= highest]
+            if wrong:
+                raise ValueError(
+                    f"{name} holds {wrong[-1]}, outside {lowest}..{highest}: the model has "
+                    f"{field} = {getattr(config, field)}."
+                )
+
+
+def _values_at_hand(tensor: torch.Tensor) -> bool:
+    """Whether looking at values neither waits for a device nor breaks a compiled graph."""
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def _upcast(logits: torch.Tensor) -> torch.Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def _masked_mean(losses: torch.Tensor, selected: torch.Tensor) -> torch.Tensor:
+    """Mean of the selected losses; exactly 0, with a gradient of 0, where none is selected."""
+    return torch.where(selected, losses, 0.0).sum() / selected.sum().clamp(min=1)
+
+
+class GraphMertForMaskedLM(GraphMertPreTrainedModel, RobertaForMaskedLM):
+    """GraphMERT with RoBERTa's LM head, tied to the word embeddings."""
+
+    def __init__(self, config: GraphMertConfig):
+        RobertaPreTrainedModel.__init__(self, config)
+        self.roberta = GraphMertModel(config, add_pooling_layer=False)
+        self.lm_head = RobertaLMHead(config)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        root_index: torch.LongTensor | None = None,
+        leaf_index: torch.LongTensor | None = None,
+        relation_ids: torch.LongTensor | None = None,
+        relation_reversed: torch.LongTensor | None = None,
+        head_start: torch.LongTensor | None = None,
+        head_length: torch.LongTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        **kwargs,
+    ) -> MaskedLMOutput | tuple:
+        """As `RobertaForMaskedLM.forward`, with the graph inputs of `GraphMertModel.forward`."""
+        return super().forward(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            labels=labels,
+            root_index=root_index,
+            leaf_index=leaf_index,
+            relation_ids=relation_ids,
+            relation_reversed=relation_reversed,
+            head_start=head_start,
+            head_length=head_length,
+            **kwargs,
+        )
+
+
+class GraphMertForSequenceClassification(GraphMertPreTrainedModel, RobertaForSequenceClassification):
+    """GraphMERT with RoBERTa's classification head on the state of the first root."""
+
+    def __init__(self, config: GraphMertConfig):
+        RobertaPreTrainedModel.__init__(self, config)
+        self.num_labels = config.num_labels
+        self.config = config
+        self.roberta = GraphMertModel(config, add_pooling_layer=False)
+        self.classifier = RobertaClassificationHead(config)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        root_index: torch.LongTensor | None = None,
+        leaf_index: torch.LongTensor | None = None,
+        relation_ids: torch.LongTensor | None = None,
+        relation_reversed: torch.LongTensor | None = None,
+        head_start: torch.LongTensor | None = None,
+        head_length: torch.LongTensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs,
+    ) -> SequenceClassifierOutput | tuple:
+        """As `RobertaForSequenceClassification.forward`, with the graph inputs of `GraphMertModel.forward`."""
+        return super().forward(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            labels=labels,
+            root_index=root_index,
+            leaf_index=leaf_index,
+            relation_ids=relation_ids,
+            relation_reversed=relation_reversed,
+            head_start=head_start,
+            head_length=head_length,
+            **kwargs,
+        )
+
+
+class GraphMertForPreTraining(GraphMertPreTrainedModel):
+    """GraphMERT with its two objectives: masked language modelling on roots, masked node modelling on leaves.
+
+    Example:
+
+        >>> output = GraphMertForPreTraining(GraphMertConfig())(**batch)
+        >>> output.loss.backward()
+    """
+
+    _tied_weights_keys = RobertaForMaskedLM._tied_weights_keys
+
+    def __init__(self, config: GraphMertConfig):
+        super().__init__(config)
+        self.roberta = GraphMertModel(config, add_pooling_layer=False)
+        self.lm_head = RobertaLMHead(config)
+        self.relation_head = nn.Linear(config.hidden_size, config.num_relations)
+        self.span_boundary_head = SpanBoundaryHead(config) if config.span_boundary else None
+        self.post_init()
+
+    def get_output_embeddings(self):
+        return self.lm_head.decoder
+
+    def set_output_embeddings(self, new_embeddings):
+        self.lm_head.decoder = new_embeddings
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        root_index: torch.LongTensor | None = None,
+        leaf_index: torch.LongTensor | None = None,
+        relation_ids: torch.LongTensor | None = None,
+        relation_reversed: torch.LongTensor | None = None,
+        head_start: torch.LongTensor | None = None,
+        head_length: torch.LongTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        relation_labels: torch.LongTensor | None = None,
+        span_left: torch.LongTensor | None = None,
+        span_right: torch.LongTensor | None = None,
+        span_offset: torch.LongTensor | None = None,
+        sparse_prediction: bool = False,
+        return_dict: bool | None = None,
+        **kwargs,
+    ) -> GraphMertForPreTrainingOutput | tuple:
+        """Losses and predictions of one batch.
+
+        Args:
+            labels: int64 (B, N), token ids to predict on roots (MLM) and leaves (MNM of tails), -100 elsewhere.
+            relation_labels: int64 (B, N), relation ids on the first leaf of each masked triple, -100 elsewhere.
+            span_left, span_right: int64 (B, N), columns around a masked root's span (span-boundary objective).
+            span_offset: int64 (B, N), 1-based place in the span, 0 where there is nothing to predict.
+            sparse_prediction: run the LM head on labelled nodes only; `logits` is (M, V) in row-major order of
+                `labels != -100`.
+            All others: as in `GraphMertModel.forward`.
+
+        Returns:
+            `GraphMertForPreTrainingOutput`.
+
+        Raises:
+            ValueError: as in `GraphMertModel.forward`; labels outside their range (CPU only).
+        """
+        if sparse_prediction and labels is None:
+            raise ValueError("sparse_prediction=True needs labels: they say where to predict.")
+        self._check_labels(labels, relation_labels)
+        outputs = self.roberta(
+            input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            root_index=root_index,
+            leaf_index=leaf_index,
+            relation_ids=relation_ids,
+            relation_reversed=relation_reversed,
+            head_start=head_start,
+            head_length=head_length,
+            return_dict=True,
+            **kwargs,
+        )
+        states_BND = outputs.last_hidden_state
+        is_leaf_BN = torch.zeros(states_BND.shape[:2], dtype=torch.bool, device=states_BND.device)
+        if leaf_index is not None:
+            is_leaf_BN = leaf_index >= 0
+            if attention_mask is not None:
+                is_leaf_BN = is_leaf_BN & attention_mask.to(torch.bool)
+        relation_logits_BNC = self.relation_head(states_BND)
+        rows_M = None if labels is None else (labels != IGNORE_INDEX).flatten().nonzero().squeeze(1)
+        if sparse_prediction:
+            logits = self.lm_head(states_BND.flatten(0, 1).index_select(0, rows_M))
+        else:
+            logits = self.lm_head(states_BND)
+        losses = {}
+        if labels is not None or relation_labels is not None:
+            spans = (span_left, span_right, span_offset)
+            losses = self._losses(
+                states_BND, logits, relation_logits_BNC, rows_M, is_leaf_BN, labels, relation_labels, spans
+            )
+        output = GraphMertForPreTrainingOutput(
+            **losses,
+            logits=logits,
+            relation_logits=self._canonical_slots(relation_logits_BNC, root_index, leaf_index, is_leaf_BN),
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+        return_dict = self.config.return_dict if return_dict is None else return_dict
+        return output if return_dict else output.to_tuple()
+
+    def _losses(self, states_BND, logits, relation_logits_BNC, rows_M, is_leaf_BN, labels, relation_labels, spans):
+        """The fields of the output that are losses (paper sec. 4.2.3)."""
+        config = self.config
+        # A product with 0 keeps the gradient's graph whole where a batch has no targets of one kind: processes that train
+        # together must agree on which parameters take part.
+        zero = 0.0 * (_upcast(relation_logits_BNC).sum() + _upcast(states_BND).sum())
+        mlm_loss = tail_loss = relation_loss = text_loss = zero
+        losses = {}
+        if labels is not None:
+            logits_MV = logits if logits.dim() == 2 else logits.flatten(0, 1).index_select(0, rows_M)
+            losses_M = F.cross_entropy(_upcast(logits_MV), labels.flatten()[rows_M], reduction="none")
+            is_leaf_M = is_leaf_BN.flatten()[rows_M]
+            text_loss = mlm_loss = zero + _masked_mean(losses_M, ~is_leaf_M)
+            tail_loss = zero + _masked_mean(losses_M, is_leaf_M)
+        if relation_labels is not None:
+            labels_M = relation_labels.flatten()
+            logits_MC = _upcast(relation_logits_BNC).flatten(0, 1)
+            losses_M = F.cross_entropy(logits_MC, labels_M, ignore_index=IGNORE_INDEX, reduction="none")
+            relation_loss = zero + _masked_mean(losses_M, labels_M != IGNORE_INDEX)
+        if self.span_boundary_head is not None:
+            losses["sbo_loss"] = zero
+            if labels is not None:
+                if any(span is None for span in spans):
+                    raise ValueError("span_boundary=True needs span_left, span_right and span_offset beside labels.")
+                losses["sbo_loss"] = zero + self._span_boundary_loss(states_BND, labels, *spans)
+            text_loss = mlm_loss + losses["sbo_loss"]
+        choices = {"relation": relation_loss, "tail": tail_loss, "both": (relation_loss + tail_loss) / 2}
+        mnm_loss = choices[config.mnm_target]
+        losses.update(mlm_loss=mlm_loss, mnm_loss=mnm_loss, relation_loss=relation_loss, tail_loss=tail_loss)
+        losses["loss"] = config.mlm_weight * text_loss + config.mnm_weight * mnm_loss
+        return losses
+
+    def _canonical_slots(self, logits_BNC, root_index, leaf_index, is_leaf_BN):
+        """Logits of leaves at their canonical slots, (B, R, L, C); nodes of either layout know where they belong."""
+        num_roots, num_leaves = self.config.num_roots, self.config.leaves_per_root
+        num_batch, _, num_relations = logits_BNC.shape
+        # The last slot takes what is no leaf, and is cut off.
+        slots = logits_BNC.new_zeros(num_batch, num_roots * num_leaves + 1, num_relations)
+        if leaf_index is not None:
+            slot_BN = torch.where(is_leaf_BN, root_index * num_leaves + leaf_index, num_roots * num_leaves)
+            slots = slots.scatter(1, slot_BN[:, :, None].expand_as(logits_BNC), logits_BNC)
+        return slots[:, :-1].reshape(num_batch, num_roots, num_leaves, num_relations)
+
+    def _span_boundary_loss(self, states_BND, labels, span_left, span_right, span_offset):
+        """Mean loss of predicting masked roots from the ends of their spans (SpanBERT sec. 2.2)."""
+        rows_M = ((span_offset > 0) & (labels != IGNORE_INDEX)).flatten().nonzero().squeeze(1)
+        states = states_BND.flatten(0, 1)
+        first_column_M = rows_M // states_BND.shape[1] * states_BND.shape[1]
+        predicted_MD = self.span_boundary_head(
+            states.index_select(0, first_column_M + span_left.flatten()[rows_M]),
+            states.index_select(0, first_column_M + span_right.flatten()[rows_M]),
+            span_offset.flatten()[rows_M].clamp(max=self.config.span_boundary_length),
+        )
+        labels_M = labels.flatten()[rows_M]
+        losses_M = F.cross_entropy(_upcast(self.lm_head.decoder(predicted_MD)), labels_M, reduction="none")
+        return _masked_mean(losses_M, torch.ones_like(labels_M, dtype=torch.bool))
+
+    def _check_labels(self, labels, relation_labels) -> None:
+        for name, value, size in (
+            ("labels", labels, self.config.vocab_size),
+            ("relation_labels", relation_labels, self.config.num_relations),
+        ):
+            if value is None or value.numel() == 0 or not _values_at_hand(value):
+                continue
+            wrong = value[(value != IGNORE_INDEX) & ((value < 0) | (value >= size))]
+            if wrong.numel():
+                raise ValueError(
+                    f"{name} holds {int(wrong[0])}, but the model tells {size} classes apart (or -100 for none)."
+                )
+
+
+def parameter_counts(model: nn.Module) -> dict[str, int]:
+    """Number of parameters of each part of a model, tied ones once, and "total".
+
+    Example:
+
+        >>> parameter_counts(GraphMertForPreTraining(GraphMertConfig()))["total"]
+        133457693
+    """
+    parts = (
+        ("word embeddings", "word_embeddings"),
+        ("position embeddings", "position_embeddings"),
+        ("H-GAT", "hgat."),
+        ("decay", "decay."),
+        ("encoder layers", "encoder."),
+        ("embeddings, other", "embeddings."),
+        ("LM head", "lm_head."),
+        ("relation head", "relation_head."),
+        ("span-boundary head", "span_boundary_head."),
+    )
+    counts: dict[str, int] = {}
+    for name, parameter in model.named_parameters():
+        span_boundary = "span_boundary_head." in name
+        part = "span-boundary head" if span_boundary else next((p for p, key in parts if key in name), "other heads")
+        counts[part] = counts.get(part, 0) + parameter.numel()
+    counts["total"] = sum(counts.values())
+    return counts
+
+
+GraphMertModel.register_for_auto_class("AutoModel")
+GraphMertForMaskedLM.register_for_auto_class("AutoModelForMaskedLM")
+GraphMertForPreTraining.register_for_auto_class("AutoModelForPreTraining")
+GraphMertForSequenceClassification.register_for_auto_class("AutoModelForSequenceClassification")
+
+__all__ = [
+    "ConversionReport",
+    "GraphMertForMaskedLM",
+    "GraphMertForPreTraining",
+    "GraphMertForPreTrainingOutput",
+    "GraphMertForSequenceClassification",
+    "GraphMertModel",
+    "GraphMertPreTrainedModel",
+    "graph_distance",
+    "parameter_counts",
+]
