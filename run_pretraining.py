@@ -1,0 +1,586 @@
+"""Pretrain GraphMERT on code: `python run_pretraining.py CONFIG.yaml [--option value ...]`.
+
+Reads a data set built by `python -m graphmert.chain_graphs.build` (or builds it first, with --sources), trains from
+scratch or from a RoBERTa or CodeBERT checkpoint, and ends with a table of held-out figures beside their baselines.
+Exit status: 0; 1 when the loss became NaN or infinite; 2 for wrong input.
+"""
+
+import json
+import math
+import os
+import re
+import shutil
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+import yaml
+from graphmert.checkpoint_files import newest_complete_checkpoint, why_incomplete
+from graphmert.collator import GraphMertCollator
+from graphmert.run_summary import (
+    environment,
+    file_sha256,
+    format_table,
+    held_out_rows,
+    plot_history,
+)
+from graphmert.trainer_graphmert import GraphMertTrainer, GraphMertTrainingArguments, NonFiniteLossError
+from transformers import AutoTokenizer, HfArgumentParser, set_seed
+
+PROGRAM = "run_pretraining.py"
+# In the output directory; Trainer leaves names with a leading underscore out of pushes to the Hub.
+DATASET_DIR = "_dataset"
+# The masks of the evaluation are the same for every run, so that runs are scored on the same targets.
+EVALUATION_SEED = 0
+# Sizes that come from --base_model when it is given.
+_SIZES = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
+# Fields in which a checkpoint must agree with the run that resumes it.
+_SAME_WHEN_RESUMING = (
+    "vocab_size",
+    *_SIZES,
+    "max_position_embeddings",
+    "num_roots",
+    "leaves_per_root",
+    "num_relations",
+    "use_hgat",
+    "decay_mode",
+    "mnm_target",
+)
+
+
+@dataclass
+class ModelArguments:
+    """The model: its size or the checkpoint it starts from, and the parts that can be switched."""
+
+    base_model: str | None = field(
+        default=None,
+        metadata={
+            "help": "RoBERTa or CodeBERT checkpoint to start from: hub name or directory. Left out: from scratch."
+        },
+    )
+    hidden_size: int | None = field(default=None, metadata={"help": "Width (768). Only from scratch."})
+    num_hidden_layers: int | None = field(default=None, metadata={"help": "Layers (12). Only from scratch."})
+    num_attention_heads: int | None = field(default=None, metadata={"help": "Heads (12). Only from scratch."})
+    intermediate_size: int | None = field(
+        default=None, metadata={"help": "Width of the feed-forward layers (3072). Only from scratch."}
+    )
+    num_roots: int = field(default=128, metadata={"help": "R: code tokens of a window, <s> and </s> included."})
+    leaves_per_root: int = field(default=7, metadata={"help": "L: leaf slots of each root; 0 switches the graph off."})
+    num_relations: int | None = field(
+        default=None, metadata={"help": "Must equal the data set's number of relations, which is used when left out."}
+    )
+    use_hgat: bool = field(default=True, metadata={"help": "Let relations change leaf embeddings (H-GAT)."})
+    relation_dropout: float = field(default=0.3, metadata={"help": "Dropout on the relation parameters."})
+    dropout: float = field(default=0.1, metadata={"help": "Dropout on hidden states and attention weights."})
+    decay_mode: str = field(
+        default="bias",
+        metadata={"help": "How attention decays with graph distance.", "choices": ["bias", "multiplicative", "none"]},
+    )
+    decay_base: float = field(default=0.6, metadata={"help": "Lambda of the attention decay, between 0 and 1."})
+    decay_offset_init: float = field(default=1.0, metadata={"help": "First value of the learnable distance offset p."})
+    leaf_position: str = field(
+        default="slot",
+        metadata={"help": "Position of a leaf: its canonical slot's or its root's.", "choices": ["slot", "root"]},
+    )
+    mnm_target: str = field(
+        default="relation",
+        metadata={"help": "What masked node modelling predicts.", "choices": ["relation", "tail", "both"]},
+    )
+    mlm_weight: float = field(default=0.6, metadata={"help": "Weight of the masked-language-modelling loss."})
+    mnm_weight: float = field(default=0.4, metadata={"help": "Weight of the masked-node-modelling loss."})
+    span_boundary: bool = field(default=False, metadata={"help": "Add SpanBERT's span-boundary objective."})
+    attn_implementation: str | None = field(
+        default=None, metadata={"help": "Attention backend, for instance eager or sdpa. Left out: the model's choice."}
+    )
+
+
+@dataclass
+class DataArguments:
+    """The data set and how its windows are masked."""
+
+    dataset: str | None = field(
+        default=None, metadata={"help": "Directory built by `python -m graphmert.chain_graphs.build`."}
+    )
+    sources: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Build the data set from these sources (stdlib, dir:PATH, pypi:NAME==VERSION, ...) if --dataset is not "
+            "there yet; --dataset then defaults to _dataset in the output directory."
+        },
+    )
+    tokenizer: str | None = field(
+        default=None, metadata={"help": "With --sources: tokenizer to use instead of training one on the corpus."}
+    )
+    vocab_size: int = field(default=16_000, metadata={"help": "With --sources: entries of the trained tokenizer."})
+    validation_fraction: float = field(
+        default=0.1, metadata={"help": "With --sources: share of the code, by project, that is held out."}
+    )
+    num_proc: int = field(
+        default=os.cpu_count() or 1, metadata={"help": "With --sources: processes that read the code."}
+    )
+    layout: str = field(
+        default="compact",
+        metadata={"help": "Nodes of a batch: only those that exist, or all slots.", "choices": ["compact", "padded"]},
+    )
+    mlm_probability: float = field(default=0.15, metadata={"help": "Share of a window's tokens that are masked."})
+    mnm_probability: float = field(default=0.15, metadata={"help": "Share of a window's facts that are masked."})
+    masked_span_leaves: str = field(
+        default="drop",
+        metadata={
+            "help": "Leaves that hang on a masked span: drop them, hide their relation, or keep them.",
+            "choices": ["drop", "hide", "keep"],
+        },
+    )
+    mask_visible_copies: bool = field(default=False, metadata={"help": "Also mask leaves that repeat a masked word."})
+    max_train_windows: int | None = field(
+        default=None, metadata={"help": "Train on so many windows only, evenly spread over the data set."}
+    )
+    max_eval_windows: int | None = field(
+        default=None, metadata={"help": "Evaluate on so many windows only, evenly spread over the data set."}
+    )
+
+
+@dataclass
+class RunArguments:
+    """How the run deals with its output directory and the machine."""
+
+    resume: str | None = field(
+        default=None,
+        metadata={
+            "help": "Go on from this checkpoint directory; 'auto', or no value: from the newest complete one in the output "
+            "directory, or from the start if none is there.",
+            "nargs": "?",
+            "const": "auto",
+        },
+    )
+    overwrite: bool = field(
+        default=False,
+        metadata={"help": "Start anew in an output directory with results; its checkpoints are removed."},
+    )
+    num_threads: int | None = field(
+        default=None, metadata={"help": "CPU threads of PyTorch. Left out: PyTorch's choice."}
+    )
+
+
+class _Parser(HfArgumentParser):
+    """Reports an error in one line."""
+
+    def error(self, message):
+        self.exit(2, f"{PROGRAM}: error: {' '.join(message.split())}\n")
+
+
+def parse_arguments(
+    argv: list[str],
+) -> tuple[ModelArguments, DataArguments, RunArguments, GraphMertTrainingArguments]:
+    """Read a YAML or JSON file, if one comes first, and the options after it, which override the file.
+
+    Args:
+        argv: command line without the program's name.
+
+    Raises:
+        SystemExit: wrong arguments (status 2, one line) or --help.
+    """
+    parser = _Parser(
+        (ModelArguments, DataArguments, RunArguments, GraphMertTrainingArguments),
+        prog=PROGRAM,
+        usage=f"{PROGRAM} [CONFIG.yaml|CONFIG.json] [--option value ...]",
+        description=__doc__,
+        allow_abbrev=False,
+    )
+    for action in parser._actions:
+        # `--bf16` alone means yes, as for options whose default is yes or no.
+        if action.nargs is None and getattr(action.type, "__name__", "") == "string_to_bool":
+            action.nargs, action.const = "?", True
+    try:
+        if argv and not argv[0].startswith("-"):
+            _read_config(parser, argv[0])
+            argv = argv[1:]
+        *arguments, unknown = parser.parse_args_into_dataclasses(
+            argv, look_for_args_file=False, return_remaining_strings=True
+        )
+    except ValueError as error:
+        parser.error(str(error))
+    if unknown:
+        parser.error(f"unknown option {unknown[0]}; --help lists them all")
+    return tuple(arguments)
+
+
+def _read_config(parser: HfArgumentParser, path: str) -> None:
+    """Make a file's values the parser's defaults, checked like those of the command line."""
+    if Path(path).suffix not in (".yaml", ".yml", ".json"):
+        raise ValueError(f"expected a .yaml or .json file or an option, got {path!r}")
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        values = json.loads(text) if path.endswith(".json") else yaml.safe_load(text)
+    except OSError as error:
+        raise ValueError(f"cannot read {path}: {error.strerror}") from error
+    except (yaml.YAMLError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} must hold options with their values")
+    actions = {action.dest: action for action in reversed(parser._actions) if action.dest != "help"}
+    for name, value in values.items():
+        if name not in actions:
+            raise ValueError(f"unknown option {name!r} in {path}; --help lists them all")
+        if name == "decay_mode" and value is None:
+            value = "none"
+        action = actions[name]
+        if action.nargs == "+":
+            value = [action.type(str(item)) for item in (value if isinstance(value, list) else [value])]
+        elif value is not None and not isinstance(value, dict):
+            try:
+                value = action.type(str(value))
+            except (ValueError, TypeError) as error:
+                raise ValueError(f"{name} in {path} has the value {value!r}: {error}") from error
+        if action.choices is not None and value not in action.choices:
+            raise ValueError(f"{name} in {path} must be one of {', '.join(map(str, action.choices))}, got {value!r}")
+        parser.set_defaults(**{name: value})
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the program.
+
+    Args:
+        argv: command line without the program's name; default that of the process.
+
+    Returns:
+        The exit status.
+    """
+    model_args, data_args, run_args, args = parse_arguments(sys.argv[1:] if argv is None else argv)
+    if run_args.num_threads:
+        torch.set_num_threads(run_args.num_threads)
+    start = time.time()
+    try:
+        checkpoint = prepare_output_dir(run_args, args)
+        train_windows, eval_windows, tokenizer, manifest = open_dataset(model_args, data_args, args)
+        set_seed(args.seed)
+        model = build_model(model_args, tokenizer, manifest, verbose=args.process_index == 0)
+        if checkpoint is not None:
+            check_same_model(checkpoint, model.config)
+        trainer = build_trainer(model, model_args, data_args, args, tokenizer, train_windows, eval_windows)
+    except (ValueError, OSError) as error:
+        return _fail(args, error, status=2)
+    say = print if trainer.is_world_process_zero() else _silent
+    describe_run(say, trainer, model, train_windows, eval_windows)
+    try:
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    except NonFiniteLossError as error:
+        return _fail(args, error, status=1)
+    train_time_s = time.time() - start
+    metrics = trainer.evaluate()
+    save_results(trainer, data_args, args)
+    if trainer.is_world_process_zero():
+        arguments = {"model": asdict(model_args), "data": asdict(data_args), "run": asdict(run_args)}
+        summarise(say, trainer, metrics, arguments, manifest, train_time_s, checkpoint)
+    trainer.accelerator.wait_for_everyone()
+    if args.push_to_hub:
+        trainer.push_to_hub()
+    trainer.accelerator.end_training()
+    return 0
+
+
+def _silent(*_args, **_kwargs) -> None:
+    pass
+
+
+def _fail(args: GraphMertTrainingArguments, error: Exception, status: int) -> int:
+    if args.local_process_index == 0:
+        print(f"{PROGRAM}: error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+    return status
+
+
+def prepare_output_dir(run_args: RunArguments, args: GraphMertTrainingArguments) -> Path | None:
+    """Check the output directory and find the checkpoint to go on from.
+
+    Returns:
+        The checkpoint, or None to start anew.
+
+    Raises:
+        ValueError: results are there and neither --resume nor --overwrite was given, or the checkpoint is incomplete.
+    """
+    output_dir, resume = Path(args.output_dir), run_args.resume or args.resume_from_checkpoint
+    if output_dir.exists() and not output_dir.is_dir():
+        raise ValueError(f"output_dir {output_dir} is a file")
+    if run_args.overwrite and resume:
+        raise ValueError("--resume and --overwrite exclude each other")
+    if resume and resume != "auto":
+        reason = why_incomplete(resume)
+        if reason is not None:
+            raise ValueError(f"cannot resume from {resume}: {reason}")
+        return Path(resume)
+    if resume:
+        checkpoint, passed_over = newest_complete_checkpoint(output_dir)
+        if args.local_process_index == 0:
+            for line in passed_over:
+                print(f"{line}; the one before it is used", flush=True)
+            print(
+                f"resuming from {checkpoint}"
+                if checkpoint
+                else f"no complete checkpoint in {output_dir}, starting anew"
+            )
+        return checkpoint
+    old = [path for path in output_dir.glob("*") if path.name != DATASET_DIR] if output_dir.exists() else []
+    if old and not run_args.overwrite:
+        raise ValueError(f"output_dir {output_dir} is not empty; go on with --resume, or start anew with --overwrite")
+    with args.main_process_first(desc="removing old checkpoints"):
+        for path in old if args.process_index == 0 else []:
+            if re.fullmatch(r"checkpoint-\d+", path.name) and path.is_dir():
+                shutil.rmtree(path)
+    return None
+
+
+def open_dataset(model_args: ModelArguments, data_args: DataArguments, args: GraphMertTrainingArguments):
+    """Open the data set, built first if it is not there yet, and cut it into windows.
+
+    Returns:
+        Training windows, validation windows, tokenizer, manifest.
+
+    Raises:
+        ValueError: no data set and no sources, a directory that is none, or one that disagrees with the arguments.
+    """
+    from graphmert.chain_graphs import WindowDataset, load_chain_graphs
+
+    if data_args.dataset is None and not data_args.sources:
+        raise ValueError("give --dataset DIR, or --sources to build one, for example --sources stdlib")
+    directory = Path(data_args.dataset or Path(args.output_dir) / DATASET_DIR)
+    with args.main_process_first(desc="building the data set"):
+        if data_args.sources and not (directory / "manifest.json").exists():
+            _build_dataset(directory, data_args)
+    splits, manifest, tokenizer = load_chain_graphs(directory)
+    built_from = [source["spec"] for source in manifest["sources"]]
+    if data_args.sources and list(dict.fromkeys(data_args.sources)) != built_from:
+        raise ValueError(
+            f"{directory} was built from {', '.join(built_from)}, not from {', '.join(data_args.sources)}; "
+            "remove it or give another --dataset"
+        )
+    num_relations = len(manifest["relation_names"])
+    if model_args.num_relations not in (None, num_relations):
+        raise ValueError(
+            f"num_relations is {model_args.num_relations}, but the data set {directory} has {num_relations} relations: "
+            f"{', '.join(manifest['relation_names'])}"
+        )
+    windows = []
+    for split, limit in (("train", data_args.max_train_windows), ("validation", data_args.max_eval_windows)):
+        if split not in splits or len(splits[split]) == 0:
+            raise ValueError(f"the data set {directory} has no {split} split; build it again with one")
+        windows.append(
+            WindowDataset(
+                splits[split],
+                tokenizer,
+                num_roots=model_args.num_roots,
+                leaves_per_root=model_args.leaves_per_root,
+                max_windows=limit,
+                progress=args.local_process_index == 0 and not args.disable_tqdm,
+            )
+        )
+    return *windows, tokenizer, manifest
+
+
+def _build_dataset(directory: Path, data_args: DataArguments) -> None:
+    from graphmert.chain_graphs.build import BuildArguments, build_chain_graphs
+
+    print(f"building the data set {directory} from {', '.join(data_args.sources)}", flush=True)
+    build_chain_graphs(
+        BuildArguments(
+            source=list(data_args.sources),
+            output=str(directory),
+            validation_fraction=data_args.validation_fraction,
+            tokenizer=data_args.tokenizer,
+            vocab_size=data_args.vocab_size,
+            num_proc=data_args.num_proc,
+        )
+    )
+
+
+def build_model(model_args: ModelArguments, tokenizer, manifest: dict, verbose: bool = True):
+    """Make the model, from scratch or from a RoBERTa checkpoint.
+
+    Raises:
+        ValueError: impossible sizes, a checkpoint of another architecture, or one with another vocabulary.
+        OSError: there is no such checkpoint.
+    """
+    from graphmert.configuration_graphmert import GraphMertConfig
+    from graphmert.modeling_graphmert import GraphMertForPreTraining
+
+    options = {
+        "num_roots": model_args.num_roots,
+        "leaves_per_root": model_args.leaves_per_root,
+        "num_relations": len(manifest["relation_names"]),
+        "relation_names": manifest["relation_names"],
+        "use_hgat": model_args.use_hgat,
+        "relation_dropout": model_args.relation_dropout,
+        "hidden_dropout_prob": model_args.dropout,
+        "attention_probs_dropout_prob": model_args.dropout,
+        "decay_mode": None if model_args.decay_mode == "none" else model_args.decay_mode,
+        "decay_base": model_args.decay_base,
+        "decay_offset_init": model_args.decay_offset_init,
+        "leaf_position": model_args.leaf_position,
+        "mnm_target": model_args.mnm_target,
+        "mlm_weight": model_args.mlm_weight,
+        "mnm_weight": model_args.mnm_weight,
+        "span_boundary": model_args.span_boundary,
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
+    given = {name: getattr(model_args, name) for name in _SIZES if getattr(model_args, name) is not None}
+    if model_args.base_model is None:
+        # Plain code of 1024 tokens fits, whatever the graph's size (DESIGN section 3).
+        num_positions = max(1024, model_args.num_roots * (1 + model_args.leaves_per_root))
+        config = GraphMertConfig(
+            vocab_size=len(tokenizer),
+            max_position_embeddings=num_positions + tokenizer.pad_token_id + 1,
+            **{**_SIZES, **given},
+            **options,
+        )
+        model = GraphMertForPreTraining(config)
+    else:
+        if given:
+            raise ValueError(f"{', '.join(given)} cannot be chosen with --base_model, which brings its own sizes")
+        check_same_vocabulary(model_args.base_model, tokenizer)
+        model = GraphMertForPreTraining.from_roberta(model_args.base_model, verbose=verbose, **options)
+    if model_args.attn_implementation is not None:
+        model.set_attn_implementation(model_args.attn_implementation)
+    return model
+
+
+def check_same_vocabulary(base_model: str, tokenizer) -> None:
+    """Refuse a checkpoint whose tokens are not the data set's.
+
+    Args:
+        base_model: hub name or directory of the checkpoint.
+        tokenizer: the data set's.
+
+    Raises:
+        ValueError: the vocabularies differ.
+    """
+    try:
+        vocabulary = AutoTokenizer.from_pretrained(base_model).get_vocab()
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{base_model} has no tokenizer that could be compared with the data set's: {error}"
+        ) from error
+    ours = tokenizer.get_vocab()
+    if vocabulary != ours:
+        different = sum(vocabulary.get(token) != index for token, index in ours.items())
+        raise ValueError(
+            f"the vocabulary of {base_model} ({len(vocabulary)} entries) is not the data set's ({len(ours)} entries, "
+            f"{different} of them other or elsewhere); build the data set with --tokenizer {base_model}"
+        )
+
+
+def check_same_model(checkpoint: Path, config) -> None:
+    """Refuse to resume a checkpoint of another model.
+
+    Raises:
+        ValueError: a field that shapes the model differs.
+    """
+    saved = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
+    for name in ("model_type", *_SAME_WHEN_RESUMING):
+        ours = getattr(config, name)
+        if saved.get(name, ours) != ours:
+            raise ValueError(f"{checkpoint} was trained with {name}={saved[name]!r}, this run has {ours!r}")
+
+
+def build_trainer(model, model_args, data_args, args, tokenizer, train_windows, eval_windows) -> GraphMertTrainer:
+    """Put collators and trainer together."""
+    options = {
+        "tokenizer": tokenizer,
+        "num_roots": model_args.num_roots,
+        "leaves_per_root": model_args.leaves_per_root,
+        "num_relations": model.config.num_relations,
+        "layout": data_args.layout,
+        "mlm_probability": data_args.mlm_probability,
+        "mnm_probability": data_args.mnm_probability,
+        "mnm_target": model_args.mnm_target,
+        "masked_span_leaves": data_args.masked_span_leaves,
+        "mask_visible_copies": data_args.mask_visible_copies,
+        "span_boundary": model_args.span_boundary,
+    }
+    return GraphMertTrainer(
+        model=model,
+        args=args,
+        data_collator=GraphMertCollator(**options, seed=args.seed),
+        eval_data_collator=GraphMertCollator(**options, seed=EVALUATION_SEED, diagnostics=True),
+        train_dataset=train_windows,
+        eval_dataset=eval_windows,
+        processing_class=tokenizer,
+    )
+
+
+def describe_run(say, trainer: GraphMertTrainer, model, train_windows, eval_windows) -> None:
+    """Print the model's parameters by part, what the data set holds, and the number of steps."""
+    from graphmert.modeling_graphmert import parameter_counts
+
+    args = trainer.args
+    parts = parameter_counts(model)
+    say(f"parameters          {parts.pop('total'):>12,}")
+    for part, number in parts.items():
+        say(f"  {part:17} {number:>12,}")
+    for split, windows in (("training", train_windows), ("held out", eval_windows)):
+        counts = windows.statistics()
+        say(
+            f"{split} windows    {counts['windows']:>12,}   {counts['nodes_per_window']:.0f} nodes each, "
+            f"{counts['facts_placed']:,} facts placed, {counts['facts_dropped_for_room']:,} dropped for room, "
+            f"{counts['facts_cut']:,} cut, {counts['windows_without_fact']:,} windows without any"
+        )
+    batch = args.train_batch_size * args.world_size
+    batches = math.ceil(len(train_windows) / batch)
+    steps = math.ceil(math.ceil(batches / args.gradient_accumulation_steps) * args.num_train_epochs)
+    steps = args.max_steps if args.max_steps > 0 else steps
+    say(
+        f"optimizer steps     {steps:>12,}   of {batch * args.gradient_accumulation_steps} windows on {args.world_size} "
+        f"device(s), warm-up {args.get_warmup_steps(steps):,}, {'bfloat16' if args.bf16 else 'float32'}"
+    )
+
+
+def save_results(trainer: GraphMertTrainer, data_args: DataArguments, args: GraphMertTrainingArguments) -> None:
+    """Save the final model with its code and tokenizer, the training history and the data set's manifest."""
+    trainer.save_model(args.output_dir, _internal_call=True)
+    trainer.save_state()
+    if trainer.is_world_process_zero():
+        directory = Path(data_args.dataset or Path(args.output_dir) / DATASET_DIR)
+        shutil.copyfile(directory / "manifest.json", Path(args.output_dir) / "manifest.json")
+
+
+def summarise(say, trainer, metrics, arguments, manifest, train_time_s, checkpoint) -> None:
+    """Score the baselines on the evaluation's masks, print the table, write summary.json and loss.png."""
+    from graphmert.chain_graphs.baselines import relation_baselines, unigram_cross_entropy
+    from graphmert.modeling_graphmert import parameter_counts
+
+    args, output_dir = trainer.args, Path(trainer.args.output_dir)
+    collator = trainer.eval_data_collator
+    train_windows, eval_windows = trainer.train_dataset, trainer.eval_dataset
+    eval_windows.set_epoch(0)
+    unigram = unigram_cross_entropy(train_windows, eval_windows, collator)
+    lookups = None
+    if arguments["model"]["mnm_target"] != "tail" and arguments["model"]["leaves_per_root"]:
+        lookups = relation_baselines(train_windows, eval_windows, collator)
+    rows = held_out_rows(metrics, unigram, lookups)
+    summary = {
+        "held_out": {name.removeprefix("eval_"): value for name, value in metrics.items()},
+        "unigram": unigram,
+        "lookups": lookups,
+        "table": [{"figure": figure, "who": who, "values": values} for figure, who, values in rows],
+        "arguments": {**arguments, "training": args.to_dict()},
+        "parameters": parameter_counts(trainer.model),
+        "optimizer_steps": trainer.state.global_step,
+        "windows": {"training": train_windows.statistics(), "held_out": eval_windows.statistics()},
+        "manifest_sha256": file_sha256(output_dir / "manifest.json"),
+        "projects_held_out": manifest["splits"]["validation"]["projects"],
+        "resumed_from": None if checkpoint is None else str(checkpoint),
+        "time_until_trained_s": round(train_time_s, 1),
+        "num_processes": args.world_size,
+        "environment": environment(),
+    }
+    (output_dir / "summary.json").write_text(json.dumps(summary, indent=1, default=str) + "\n", encoding="utf-8")
+    plot_history(trainer.state.log_history, output_dir / "loss.png", unigram, lookups)
+    say(f"\nheld out: {len(manifest['splits']['validation']['projects'])} projects never trained on")
+    say(format_table(rows))
+    say(f"\nmodel, summary.json and loss.png are in {output_dir}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
