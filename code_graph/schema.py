@@ -101,3 +101,19 @@ RELATIONS: tuple[Relation, ...] = (
 
 RELATION_NAMES: tuple[str, ...] = tuple(relation.name for relation in RELATIONS)
 RELATION_IDS: dict[str, int] = {name: index for index, name in enumerate(RELATION_NAMES)}
+
+# One name for each relation, in the order above, so that a misspelt relation is an error when a module is imported.
+(
+    CALLS,
+    DECLARES,
+    INSTANTIATES,
+    CONTAINS,
+    HAS_FIELD,
+    HAS_TYPE,
+    INHERITS,
+    HAS_PARAMETER,
+    RETURNS,
+    IMPORTED_FROM,
+    IMPORTS,
+    FLOWS_TO,
+) = RELATION_NAMES

@@ -1,0 +1,374 @@
+"""From scopes to triples: resolves names, members and callees, and states the facts. Knows no language.
+
+All scopes of a file are complete when this begins. Facts at definitions come from what each scope binds, facts at uses from what
+it reads; both are stated in the order of the text.
+"""
+
+import re
+from collections.abc import Callable, Collection, Hashable
+
+from .flow import Definition
+from .graph import Triple
+from .schema import (
+    CALLS,
+    CONTAINS,
+    DECLARES,
+    FLOWS_TO,
+    HAS_FIELD,
+    HAS_PARAMETER,
+    HAS_TYPE,
+    IMPORTED_FROM,
+    IMPORTS,
+    INHERITS,
+    INSTANTIATES,
+    RETURNS,
+)
+from .scopes import CLASS, DEFINITION, FUNCTION, IMPORT, MEMBER_IMPORT, PARAMETER, VARIABLE, Scope, Span, Symbol
+
+# A name that is written like a class: no underscore but leading ones, first letter a capital.
+CLASS_NAME = re.compile(r"_*[A-Z][^_]*\Z")
+DOTTED_NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*\Z")
+MAX_BASES = 64  # classes searched for one inherited member
+PARENT = "super()"
+
+
+class Resolver:
+    """States the facts of one file.
+
+    Args:
+        scopes: every scope of the file, outer ones before inner ones.
+        builtin_names: names that every scope can read without binding them.
+        builtin_classes: those of them that are classes.
+    """
+
+    def __init__(self, scopes: list[Scope], builtin_names: Collection[str], builtin_classes: Collection[str]):
+        self.scopes = scopes
+        self.builtin_names = builtin_names
+        self.builtin_classes = builtin_classes
+        self.triples: list[Triple] = []
+        self.num_skipped: dict[str, int] = {}
+        self._members: dict[tuple[int, str], tuple[Scope, Symbol | None] | None] = {}
+        self._bases: dict[int, list[Scope]] = {}
+
+    def state(self) -> list[Triple]:
+        """All facts of the file, in the order of the text and without duplicates."""
+        for scope in self.scopes:
+            if scope.kind == CLASS:
+                self._own_fields(scope)
+        for scope in self.scopes:
+            self._written_fields(scope)
+        for scope in self.scopes:
+            self._at_definition(scope)
+            self._at_names(scope)
+            self._at_attributes(scope)
+            self._at_calls(scope)
+            if scope.parent is None or scope.flow is not scope.parent.flow:
+                self._flows(scope)
+        return sorted(dict.fromkeys(self.triples), key=_position)
+
+    def _skip(self, reason: str, count: int = 1) -> None:
+        if count:
+            self.num_skipped[reason] = self.num_skipped.get(reason, 0) + count
+
+    # Classes and their members
+
+    def _own_fields(self, scope: Scope) -> None:
+        for name, symbol in scope.names.items():
+            if symbol.variable is not None:
+                scope.fields[name] = (symbol.variable, symbol.annotation)
+
+    def _written_fields(self, scope: Scope) -> None:
+        """Adds the attributes that methods write on their instance to the fields of its class."""
+        for owner_name, name, start, end, annotation in scope.field_writes:
+            owner = scope.lookup(owner_name)
+            if owner is None or owner.instance_of is None:
+                continue
+            fields = owner.instance_of.fields
+            span, known = fields.get(name, ((name, start, end), None))
+            fields[name] = ((name, start, end) if start < span[1] else span, known or annotation)
+            if annotation is not None:
+                self._fact((name, start, end), HAS_TYPE, annotation)
+
+    def _bases_of(self, scope: Scope) -> list[Scope]:
+        """The base classes of a class that this file defines."""
+        found = self._bases.get(id(scope))
+        if found is None:
+            self._bases[id(scope)] = []  # a class that inherits from itself ends here
+            found = []
+            for parts, _, _ in scope.bases:
+                target = self.resolve(scope.parent, parts)[1]
+                if target is not None and target.kind == CLASS and target is not scope:
+                    found.append(target)
+            self._bases[id(scope)] = found
+        return found
+
+    def member(self, owner: Scope, name: str) -> tuple[Scope, Symbol | None] | None:
+        """The class that gives `owner` the member `name`, and the member's symbol where it is a method or class."""
+        key = (id(owner), name)
+        if key in self._members:
+            return self._members[key]
+        queue, seen = [owner], {id(owner)}
+        result = None
+        for scope in queue:
+            symbol = scope.names.get(name)
+            if symbol is not None and symbol.definitions:
+                result = (scope, symbol)
+                break
+            if name in scope.fields:
+                result = (scope, None)
+                break
+            for base in self._bases_of(scope):
+                if id(base) not in seen and len(seen) < MAX_BASES:
+                    seen.add(id(base))
+                    queue.append(base)
+        self._members[key] = result
+        return result
+
+    # Resolution
+
+    def resolve(self, scope: Scope | None, parts: tuple[str | None, ...]) -> tuple[str, Scope | None, bool]:
+        """What a dotted name stands for.
+
+        Args:
+            scope: the scope that reads it.
+            parts: its parts; the first is None where it is an expression, "super()" where it is the parent class.
+
+        Returns:
+            Its text, qualified as far as the file resolves it; the function or class of this file that it names, or None; and
+            whether its text is known to be complete (imported, built in or defined here).
+        """
+        first, last = parts[0], parts[-1]
+        if first is None or scope is None:
+            return last, None, False
+        if first == PARENT:
+            owner = self._class_around(scope)
+            for base in self._bases_of(owner) if owner is not None else ():
+                found = self._walk(base, parts[1:])
+                if found is not None:
+                    return found
+            return last, None, False
+        symbol = scope.lookup(first)
+        if symbol is None:
+            known = first in self.builtin_names
+            return (".".join(parts) if known else last), None, known
+        if symbol.kind in (IMPORT, MEMBER_IMPORT):
+            return ".".join((symbol.imported, *parts[1:])), None, True
+        if symbol.definitions:
+            target = symbol.definitions[0]
+            if len(parts) == 1:
+                return target.qualified, target, True
+            if target.kind == CLASS:
+                found = self._walk(target, parts[1:])
+                return found if found is not None else (".".join((target.qualified, *parts[1:])), None, True)
+            return last, None, False
+        owner = symbol.instance_of
+        if owner is not None and len(parts) == 1:
+            return (owner.qualified, owner, True) if symbol.is_class else (first, None, False)
+        if owner is None and symbol.annotation is not None:
+            owner = self._declared_class(symbol.scope, symbol.annotation)
+        if owner is not None and len(parts) > 1:
+            found = self._walk(owner, parts[1:])
+            if found is not None:
+                return found
+        return last, None, False
+
+    def _walk(self, owner: Scope, parts: tuple[str, ...]) -> tuple[str, Scope | None, bool] | None:
+        """Resolves `parts` as members of a class, through fields whose declared type is a class of this file."""
+        for index, name in enumerate(parts):
+            found = self.member(owner, name)
+            if found is None:
+                return None
+            holder, symbol = found
+            if symbol is not None:
+                target = symbol.definitions[0]
+                if index == len(parts) - 1:
+                    return target.qualified, target, True
+                if target.kind != CLASS:
+                    return None
+                owner = target
+                continue
+            annotation = holder.fields[name][1]
+            declared = None if annotation is None else self._declared_class(holder, annotation)
+            if declared is None:
+                return None
+            owner = declared
+        return None
+
+    def _declared_class(self, scope: Scope, annotation: Span) -> Scope | None:
+        if not DOTTED_NAME.match(annotation[0]):
+            return None
+        reader = scope.parent if scope.kind == FUNCTION and scope.parent is not None else scope
+        target = self.resolve_plain(reader, tuple(annotation[0].split(".")))
+        return target if target is not None and target.kind == CLASS else None
+
+    def resolve_plain(self, scope: Scope, parts: tuple[str, ...]) -> Scope | None:
+        """The function or class of this file that a dotted name of plain definitions names; needs no types itself."""
+        symbol = scope.lookup(parts[0])
+        for name in parts[1:]:
+            if symbol is None or not symbol.definitions or symbol.definitions[0].kind != CLASS:
+                return None
+            symbol = symbol.definitions[0].names.get(name)
+        return symbol.definitions[0] if symbol is not None and symbol.definitions else None
+
+    @staticmethod
+    def _class_around(scope: Scope) -> Scope | None:
+        around: Scope | None = scope
+        while around is not None and around.kind != CLASS:
+            around = around.parent
+        return around
+
+    # Facts at definitions
+
+    def _fact(self, head: Span, relation: str, tail: Span, is_use: bool = False) -> None:
+        self.triples.append(Triple(head[0], head[1], head[2], relation, tail[0], tail[1], tail[2], is_use))
+
+    def _at_definition(self, scope: Scope) -> None:
+        for relation, head, tail in scope.facts:
+            self._fact(head, relation, tail)
+        if scope.kind == FUNCTION:
+            for name, annotation in scope.parameters:
+                self._fact(scope.name, HAS_PARAMETER, name)
+                if annotation is not None:
+                    self._fact(name, HAS_TYPE, annotation)
+            if scope.returns is not None:
+                self._fact(scope.name, RETURNS, scope.returns)
+            for symbol in scope.names.values():
+                if symbol.variable is not None and symbol.kind != PARAMETER:
+                    self._fact(scope.name, DECLARES, symbol.variable)
+        elif scope.kind == CLASS:
+            for span, _ in scope.fields.values():
+                self._fact(scope.name, HAS_FIELD, span)
+            for parts, start, end in scope.bases:
+                self._fact(scope.name, INHERITS, (self.resolve(scope.parent, parts)[0], start, end))
+
+    # Facts at uses
+
+    def _at_names(self, scope: Scope) -> None:
+        templates: dict[str, list] = {}
+        append = self.triples.append
+        for name, start, end in scope.uses:
+            facts = templates.get(name)
+            if facts is None:
+                facts = templates[name] = self._facts_of_use(scope, name)
+            for is_tail, relation, other in facts:
+                if is_tail:
+                    append(Triple(*other, relation, name, start, end, True))
+                else:
+                    append(Triple(name, start, end, relation, *other, True))
+
+    def _facts_of_use(self, scope: Scope, name: str) -> list[tuple[bool, str, Span]]:
+        """What can be said wherever `scope` reads `name`: (the name is the tail, relation, the other end)."""
+        symbol = scope.lookup(name)
+        if symbol is None:
+            return []
+        facts: list[tuple[bool, str, Span]] = []
+        if symbol.kind == IMPORT:
+            if symbol.imported != name:
+                facts.append((False, IMPORTS, symbol.module))
+        elif symbol.kind == MEMBER_IMPORT:
+            facts.append((False, IMPORTED_FROM, symbol.module))
+        elif symbol.kind == DEFINITION:
+            target = symbol.definitions[0]
+            for parts, start, end in target.bases:
+                facts.append((False, INHERITS, (self.resolve(target.parent, parts)[0], start, end)))
+        elif symbol.kind in (PARAMETER, VARIABLE) and symbol.instance_of is None:
+            if symbol.kind == PARAMETER and symbol.scope.kind == FUNCTION:
+                facts.append((True, HAS_PARAMETER, symbol.scope.name))
+            if symbol.annotation is not None:
+                facts.append((False, HAS_TYPE, symbol.annotation))
+        return facts
+
+    def _at_attributes(self, scope: Scope) -> None:
+        """Members read from the instance: what holds them, and the declared type of fields."""
+        owners: dict[str, Scope | None] = {}
+        for owner_name, name, start, end in scope.attributes:
+            if owner_name not in owners:
+                symbol = scope.lookup(owner_name)
+                owners[owner_name] = None if symbol is None else symbol.instance_of
+            owner = owners[owner_name]
+            found = None if owner is None else self.member(owner, name)
+            if found is None:
+                continue
+            holder, symbol = found
+            self._fact(holder.name, HAS_FIELD if symbol is None else CONTAINS, (name, start, end), True)
+            if symbol is None and holder.fields[name][1] is not None:
+                self._fact((name, start, end), HAS_TYPE, holder.fields[name][1], True)
+
+    def _at_calls(self, scope: Scope) -> None:
+        resolved: dict[tuple, tuple[str, str, Span | None]] = {}
+        caller = scope.function
+        for parts, start, end in scope.calls:
+            found = resolved.get(parts)
+            if found is None:
+                found = resolved[parts] = self._callee(scope, parts)
+            relation, text, returns = found
+            if caller is None:
+                self._skip("call outside a function")
+            else:
+                self._fact(caller.name, relation, (text, start, end))
+            if returns is not None:
+                self._fact((parts[-1], start, end), RETURNS, returns, True)
+
+    def _callee(self, scope: Scope, parts: tuple[str | None, ...]) -> tuple[str, str, Span | None]:
+        """Relation and text for a callee, and its declared return type where it is a function of this file."""
+        text, target, _ = self.resolve(scope, parts)
+        if target is not None:
+            if target.kind == CLASS:
+                return INSTANTIATES, text, None
+            symbol = target.parent.names.get(target.name[0])
+            declared = [d.returns for d in symbol.definitions if d.returns is not None] if symbol is not None else []
+            return CALLS, text, declared[-1] if declared else None
+        if len(parts) == 1 and parts[0] in self.builtin_names and scope.lookup(parts[0]) is None:
+            return (INSTANTIATES if parts[0] in self.builtin_classes else CALLS), text, None
+        return (INSTANTIATES if CLASS_NAME.match(text.rpartition(".")[2]) else CALLS), text, None
+
+    # Data flow
+
+    def _flows(self, scope: Scope) -> None:
+        flow = scope.flow
+        targets = [d for d in flow.definitions if d.end_read > d.first_read]
+        for owner_name, definition in flow.field_targets:
+            owner = definition.scope.lookup(owner_name)
+            if owner is not None and owner.instance_of is not None and definition.end_read > definition.first_read:
+                targets.append(definition)
+        if not targets:
+            return
+        reaching = flow.reaching(_variables_of(scope))
+        self._skip("data flow of an oversized scope", flow.num_cut)
+        budget = 10_000 + 50 * len(flow.reads)
+        for target in targets:
+            budget -= target.end_read - target.first_read
+            if budget < 0:
+                self._skip("data flow of an oversized statement", target.end_read - target.first_read)
+                continue
+            self._flow_into(target, flow.reads, reaching)
+
+    def _flow_into(self, target: Definition, reads: list, reaching: list[tuple[Definition, ...]]) -> None:
+        tail = (target.name, target.start, target.end)
+        for number in range(target.first_read, target.end_read):
+            sources = reaching[number]
+            if sources:
+                for source in sources:
+                    self._fact((source.name, source.start, source.end), FLOWS_TO, tail)
+                read = reads[number]
+                self._fact((read.name, read.start, read.end), FLOWS_TO, tail, True)
+
+
+def _variables_of(region: Scope) -> Callable[[str, Scope], Hashable]:
+    """The function that says which variable a name is, for data flow inside one body and its comprehensions."""
+
+    def key_of(name: str, scope: Scope) -> Hashable:
+        while scope is not region:
+            if name in scope.names:
+                return name, id(scope)
+            scope = scope.parent
+            if scope is region and region.kind == CLASS:
+                return None  # a comprehension in a class body does not see the class's names
+        return name if name in region.names else None
+
+    return key_of
+
+
+def _position(triple: Triple) -> tuple:
+    tail_start = triple.tail_start
+    return triple.head_start, -1 if tail_start is None else tail_start, triple.relation, triple.is_use, triple.tail
