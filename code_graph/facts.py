@@ -1,7 +1,7 @@
 """From scopes to triples: resolves names, members and callees, and states the facts. Knows no language.
 
-All scopes of a file are complete when this begins. Facts at definitions come from what each scope binds, facts at uses from what
-it reads; both are stated in the order of the text.
+All scopes of a file are complete when this begins. Facts at definitions come from what each scope binds, facts at
+uses from what it reads; both are stated in the order of the text.
 """
 
 import re
@@ -134,8 +134,8 @@ class Resolver:
             parts: its parts; the first is None where it is an expression, "super()" where it is the parent class.
 
         Returns:
-            Its text, qualified as far as the file resolves it; the function or class of this file that it names, or None; and
-            whether its text is known to be complete (imported, built in or defined here).
+            Its text, qualified as far as the file resolves it; the function or class of this file that it names, or
+            None; and whether its text is known to be complete (imported, built in or defined here).
         """
         first, last = parts[0], parts[-1]
         if first is None or scope is None:

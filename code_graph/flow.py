@@ -1,8 +1,8 @@
 """Data flow inside one scope: reaching definitions over a control-flow graph.
 
-A language's reader builds a `FlowGraph` while it walks a body: basic blocks, the edges between them, and in each block the
-reads and definitions in the order in which they happen. `FlowGraph.flows` then says which definitions reach which reads, and
-so which values are computed from which. Nothing here knows a language.
+A language's reader builds a `FlowGraph` while it walks a body: basic blocks, the edges between them, and in each
+block the reads and definitions in the order in which they happen. `FlowGraph.flows` then says which definitions reach
+which reads, and so which values are computed from which. Nothing here knows a language.
 """
 
 from collections.abc import Callable, Hashable
@@ -26,8 +26,8 @@ class Read(NamedTuple):
 class Definition(NamedTuple):
     """A variable that gets a value computed from the reads numbered first_read to end_read - 1.
 
-    `start` is -1 where the name stops being a variable (deleted, or bound to a function, class or module). A weak definition
-    may or may not happen (a walrus behind `and`), so it does not hide earlier ones.
+    `start` is -1 where the name stops being a variable (deleted, or bound to a function, class or module). A weak
+    definition may or may not happen (a walrus behind `and`), so it does not hide earlier ones.
     """
 
     name: str
@@ -105,7 +105,8 @@ class FlowGraph:
         """For each read, the definitions that may have given the value read.
 
         Args:
-            key_of: function of (name, scope) -> identity of the variable, or None where it is no variable of this scope.
+            key_of: function of (name, scope) -> identity of the variable, or None where it is no variable of this
+                scope.
 
         Returns:
             One tuple of definitions for each read, empty where none reaches it.

@@ -7,9 +7,9 @@ from typing import NamedTuple
 class Triple(NamedTuple):
     """One fact: "head relation tail", with the places in the text that it hangs on.
 
-    Offsets are indices into the Python string that was read. `source[head_start:head_end]` is the head's text. The tail's
-    span is None where the tail is not written in the text; where it is, the text may differ from `tail`, which is resolved
-    as far as the file allows (the span reads `dumps`, the tail `json.dumps`).
+    Offsets are indices into the Python string that was read. `source[head_start:head_end]` is the head's text. The
+    tail's span is None where the tail is not written in the text; where it is, the text may differ from `tail`, which
+    is resolved as far as the file allows (the span reads `dumps`, the tail `json.dumps`).
 
     Attributes:
         head: the head's text.
@@ -38,9 +38,9 @@ class CodeGraph:
 
     Attributes:
         triples: the facts, without duplicates, ordered by where they stand in the text.
-        boundaries: (character offset, depth) of each statement and definition, sorted, one for each offset. Depth 0 is a
-            top-level statement or definition, 1 a definition inside another statement, 2 a statement directly in a body,
-            3 a statement deeper than that. A decorated definition starts at its first decorator.
+        boundaries: (character offset, depth) of each statement and definition, sorted, one for each offset. Depth 0
+            is a top-level statement or definition, 1 a definition inside another statement, 2 a statement directly in
+            a body, 3 a statement deeper than that. A decorated definition starts at its first decorator.
         num_errors: syntax errors that the parser saw.
         num_skipped: number of facts that were not made, by reason.
     """

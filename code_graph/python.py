@@ -1,12 +1,12 @@
 """Python: reads a syntax tree into scopes, names and control flow.
 
-The only module that knows Python. One walk over the tree; function and class bodies wait in a queue, and expressions are walked
-with a stack of their own, so that no nesting in the text can exhaust Python's. Only statements inside statements recurse, up to
-`MAX_DEPTH`, which is the limit of Python's own tokeniser.
+The only module that knows Python. One walk over the tree; function and class bodies wait in a queue, and expressions
+are walked with a stack of their own, so that no nesting in the text can exhaust Python's. Only statements inside
+statements recurse, up to `MAX_DEPTH`, which is the limit of Python's own tokeniser.
 
 What counts as what:
-    - `self`: the first positional parameter of a function directly in a class body, unless it is a static method. It counts as a
-      parameter of the method, but its reads give no facts of their own and it is no source of data flow.
+    - `self`: the first positional parameter of a function directly in a class body, unless it is a static method. It
+      counts as a parameter of the method, but its reads give no facts of their own and it is no source of data flow.
     - Comprehension variables live in a scope of their own: they take part in data flow but no function declares them.
     - A lambda is a scope without a name: its calls belong to the function around it, its variables to nobody.
     - An annotation is read for the names it mentions; it is no data flow.
@@ -14,80 +14,59 @@ What counts as what:
 
 from tree_sitter import Node
 
-from .flow import Definition, Read
+from .python_expressions import EXPRESSIONS, MAX_DEPTH, ExpressionReader
+from .python_grammar import (
+    ALIASED_IMPORT,
+    AS_PATTERNS,
+    ASSIGNMENT,
+    ATTRIBUTE,
+    AUGMENTED,
+    BLOCKS,
+    BREAK,
+    CASE,
+    CASE_PATTERN,
+    CLASS_PATTERN,
+    CONTINUE,
+    DECORATOR,
+    DEFINITIONS,
+    DOTTED_NAME,
+    ELSE,
+    EXCEPT,
+    EXTRAS,
+    F_ALIAS,
+    F_ALTERNATIVE,
+    F_BODY,
+    F_CONDITION,
+    F_CONSEQUENCE,
+    F_DEFINITION,
+    F_GUARD,
+    F_LEFT,
+    F_MODULE_NAME,
+    F_NAME,
+    F_OBJECT,
+    F_PARAMETERS,
+    F_RETURN_TYPE,
+    F_RIGHT,
+    F_SUBJECT,
+    F_SUPERCLASSES,
+    F_TYPE,
+    F_VALUE,
+    FINALLY,
+    FUNCTION_DEFINITION,
+    GLOBAL,
+    IDENTIFIER,
+    KEYWORD_ARGUMENT,
+    KEYWORD_PATTERN,
+    RETURN,
+    SUBSCRIPT,
+    TRUE,
+    WILDCARD,
+    by_kind,
+    elements_of,
+    parts_of,
+)
 from .schema import CONTAINS, HAS_TYPE, IMPORTED_FROM, IMPORTS
-from .scopes import (
-    CLASS,
-    COMPREHENSION,
-    DEFINITION,
-    FUNCTION,
-    IMPORT,
-    LAMBDA,
-    MEMBER_IMPORT,
-    MODULE,
-    OUTER,
-    PARAMETER,
-    VARIABLE,
-    Scope,
-    Span,
-)
-from .syntax import grammar
-
-MAX_DEPTH = 100
-
-_G = grammar("python")
-(IDENTIFIER,) = _G.kinds("identifier")
-(ATTRIBUTE,) = _G.kinds("attribute")
-(CALL,) = _G.kinds("call")
-(STRING,) = _G.kinds("string")
-(INTERPOLATION,) = _G.kinds("interpolation")
-(NAMED_EXPRESSION,) = _G.kinds("named_expression")
-(KEYWORD_ARGUMENT,) = _G.kinds("keyword_argument")
-(BOOLEAN,) = _G.kinds("boolean_operator")
-(CONDITIONAL,) = _G.kinds("conditional_expression")
-(SUBSCRIPT,) = _G.kinds("subscript")
-(ASSIGNMENT,) = _G.kinds("assignment")
-(FOR_IN,) = _G.kinds("for_in_clause")
-(DOTTED_NAME,) = _G.kinds("dotted_name")
-(ALIASED_IMPORT,) = _G.kinds("aliased_import")
-(WILDCARD,) = _G.kinds("wildcard_import")
-(CASE,) = _G.kinds("case_clause")
-(CLASS_PATTERN,) = _G.kinds("class_pattern")
-(KEYWORD_PATTERN,) = _G.kinds("keyword_pattern")
-(SPLAT_PATTERN,) = _G.kinds("splat_pattern")
-(DECORATOR,) = _G.kinds("decorator")
-(FINALLY,) = _G.kinds("finally_clause")
-(EXCEPT,) = _G.kinds("except_clause")
-(ELSE,) = _G.kinds("else_clause")
-(TRUE,) = _G.kinds("true")
-BLOCKS = _G.kinds("block")
-LAMBDAS = _G.kinds("lambda")
-AS_PATTERNS = _G.kinds("as_pattern")
-COMPREHENSIONS = _G.kinds(
-    "list_comprehension", "set_comprehension", "dictionary_comprehension", "generator_expression"
-)
-TUPLES = _G.kinds("tuple", "list", "expression_list", "pattern_list", "tuple_pattern", "list_pattern")
-SPLATS = _G.kinds("list_splat", "list_splat_pattern", "dictionary_splat_pattern")
-WRAPPERS = SPLATS | _G.kinds("parenthesized_expression", "as_pattern_target", "type", "generic_type")
-EXTRAS = _G.kinds("comment", "line_continuation")
-DEFINITIONS = _G.kinds("function_definition", "class_definition", "decorated_definition")
-# Kinds that hold no name: the walk stops there.
-LEAVES = EXTRAS | _G.kinds(
-    "integer", "float", "true", "false", "none", "ellipsis", "string_start", "string_content", "string_end",
-    "type_conversion", "escape_sequence", "keyword_separator", "positional_separator", "import_prefix",
-)  # fmt: skip
-
-F_OBJECT, F_ATTRIBUTE, F_FUNCTION, F_ARGUMENTS = (
-    _G.field(n) for n in ("object", "attribute", "function", "arguments")
-)
-F_LEFT, F_RIGHT, F_TYPE, F_NAME, F_VALUE = (_G.field(n) for n in ("left", "right", "type", "name", "value"))
-F_BODY, F_PARAMETERS, F_CONDITION, F_ALIAS = (_G.field(n) for n in ("body", "parameters", "condition", "alias"))
-F_RETURN_TYPE, F_SUPERCLASSES, F_CONSEQUENCE = (_G.field(n) for n in ("return_type", "superclasses", "consequence"))
-F_ALTERNATIVE, F_MODULE_NAME, F_DEFINITION = (_G.field(n) for n in ("alternative", "module_name", "definition"))
-F_SUBJECT, F_GUARD = (_G.field(n) for n in ("subject", "guard"))
-
-# Steps that the expression walk meets on its stack beside nodes.
-ENTER, LEAVE, MARK, BIND, MAYBE, SURELY, WALRUS, NOT_COLLECTED = range(8)
+from .scopes import CLASS, DEFINITION, FUNCTION, IMPORT, LAMBDA, MEMBER_IMPORT, MODULE, OUTER, VARIABLE, Scope, Span
 
 
 class _Loop:
@@ -107,25 +86,11 @@ class _Cleanup:
         self.jumps: list[tuple[_Loop, bool]] = []
 
 
-class PythonReader:
-    """Reads one file. After `read_module`, `scopes` holds all scopes in the order of their discovery.
-
-    Attributes:
-        source: the text.
-        scopes: every scope found, the module first.
-        boundaries: offset -> depth of the statements and definitions seen.
-        num_skipped: counts by reason.
-    """
+class PythonReader(ExpressionReader):
+    """Reads one file. After `read_module`, `scopes` holds all its scopes."""
 
     def __init__(self, source: str):
-        self.source = source
-        self.scopes: list[Scope] = []
-        self.boundaries: dict[int, int] = {}
-        self.num_skipped: dict[str, int] = {}
-        self._queue: list[tuple[Scope, Node]] = []
-        self._is_collecting = False
-        self._depth = 0  # of statements inside statements
-        self._num_maybe = 0  # of conditional operands around the expression being read
+        super().__init__(source)
         self._loops: list[_Loop] = []
         self._cleanups: list[_Cleanup] = []
 
@@ -143,88 +108,53 @@ class PythonReader:
             else:
                 self._suite(body, is_body=True)
 
-    # Scopes and names
-
-    def _new_scope(self, kind: str, name: Span, parent: Scope | None) -> Scope:
-        scope = Scope(kind, name, parent, parent.flow if kind == COMPREHENSION else None)
-        self.scopes.append(scope)
-        return scope
-
-    def _wait(self, scope: Scope, body: Node | None) -> None:
-        """Puts a body into the queue."""
-        if body is not None and scope.depth <= MAX_DEPTH:
-            self._queue.append((scope, body))
-        elif body is not None:
-            self.skip("nested too deeply")
-
-    def skip(self, reason: str) -> None:
-        """Counts a fact that is not made."""
-        self.num_skipped[reason] = self.num_skipped.get(reason, 0) + 1
-
-    def _define(self, name: str, start: int, end: int, first: int, last: int, is_weak: bool = False) -> None:
-        self.flow.define(Definition(name, start, end, self.scope, first, last, is_weak))
-
-    def _block(self, *predecessors: int) -> int:
-        number = self.flow.block(*predecessors)
-        self.events = self.flow.events[number]
-        return number
-
-    def _bind_definition(self, name: str, kind: int):
-        """Binds a name to a function, class or module: it is no variable from here on."""
-        self._define(name, -1, -1, 0, 0)
-        return self.scope.bind(name, kind)
-
-    def _bind_variable(self, name: str, start: int, end: int) -> None:
-        """Binds a name as a variable of the current scope, without data flow."""
-        scope = self.scope
-        symbol = scope.names.get(name)
-        if symbol is None:
-            symbol = scope.bind(name, VARIABLE)
-        elif symbol.kind == OUTER:
-            if symbol.to_module and scope is not self.scopes[0]:
-                outer = self.scopes[0].bind(name, VARIABLE)
-                outer.variable = outer.variable or (name, start, end)
-            return
-        if symbol.variable is None or start < symbol.variable[1]:
-            symbol.variable = (name, start, end)
-
-    # Statements
-
     def _suite(self, block: Node, is_body: bool) -> None:
         """Reads the statements of a block; `is_body` where it is the body of a module, function or class."""
-        if self.scope.kind == MODULE:
-            level = min(self._depth + self._depth, 3)
-        else:
-            level = 2 if is_body else 3
         if self._depth >= MAX_DEPTH:
             self.skip("nested too deeply")
             return
+        level = (0, 2, 3)[min(self._depth, 2)] if self.scope.kind == MODULE else 2 if is_body else 3
         self._depth += 1
         boundaries = self.boundaries
-        for node in block.named_children:
+        waiting = block.named_children
+        waiting.reverse()
+        while waiting:
+            node = waiting.pop()
             kind = node.kind_id
-            handler = STATEMENTS.get(kind)
             if kind in EXTRAS:
+                continue
+            if node.is_error:  # what parses inside it stands for itself
+                waiting.extend(reversed(node.named_children))
                 continue
             start = node.start_byte
             depth = min(level, 1) if kind in DEFINITIONS else level
             if depth < boundaries.get(start, 9):
                 boundaries[start] = depth
+            handler = STATEMENTS.get(kind)
             if handler is not None:
                 handler(self, node)
             else:
                 self._read(node)
         self._depth -= 1
 
+    def _stray(self, node: Node, stack: list) -> None:
+        """Reads a statement that stands inside an expression because the text around it does not parse."""
+        if self._depth >= MAX_DEPTH:
+            self.skip("nested too deeply")
+            return
+        self._depth += 1
+        was_collecting, self._is_collecting = self._is_collecting, False
+        STATEMENTS[node.kind_id](self, node)
+        self._is_collecting = was_collecting
+        self._depth -= 1
+
     def _expression_statement(self, node: Node) -> None:
         for child in node.named_children:
-            kind = child.kind_id
-            if kind == ASSIGNMENT:
-                self._assignment(child)
-            elif kind in AUGMENTED:
-                self._augmented_assignment(child)
-            else:
+            handler = STATEMENTS.get(child.kind_id)
+            if handler is None:
                 self._read(child)
+            else:
+                handler(self, child)
 
     def _assignment(self, node: Node) -> None:
         targets = []
@@ -249,7 +179,7 @@ class PythonReader:
                 else:
                     self._bind(target, -1, -1, annotation)
             return
-        if right.kind_id in AUGMENTED:  # `a = b += c` is no Python, but parses
+        if right.kind_id == AUGMENTED:  # `a = b += c` is no Python, but parses
             self._augmented_assignment(right)
             return
         plan: list[tuple[Node, int, int]] = []
@@ -260,11 +190,11 @@ class PythonReader:
             self._bind(target, first, last, annotation)
 
     def _match_up(self, targets: list[Node], value: Node, plan: list, depth: int) -> None:
-        """Reads `value` and plans which target gets which reads: element by element where both sides are written out."""
-        elements = _elements(value) if depth < 20 else None
+        """Reads `value` and plans which target gets which reads: by element where both sides are written out."""
+        elements = elements_of(value) if depth < 20 else None
         matched = []
         if elements is not None:
-            matched = [t for t in map(_elements, targets) if t is not None and len(t) == len(elements)]
+            matched = [t for t in map(elements_of, targets) if t is not None and len(t) == len(elements)]
         first = len(self.flow.reads)
         if matched:
             for index, element in enumerate(elements):
@@ -273,7 +203,7 @@ class PythonReader:
             self._read(value)
         last = len(self.flow.reads)
         for target in targets:
-            inner = _elements(target) if matched else None
+            inner = elements_of(target) if matched else None
             if inner is None or len(inner) != len(elements):
                 plan.append((target, first, last))
 
@@ -289,40 +219,6 @@ class PythonReader:
         if left is not None:
             self._bind(left, first, len(self.flow.reads), None)
 
-    def _bind(self, target: Node, first: int, last: int, annotation: Span | None = None) -> None:
-        """Binds every name in an assignment target to a value made from reads first to last - 1 (-1: no value)."""
-        was_collecting, self._is_collecting = self._is_collecting, False
-        stack = [target]
-        while stack:
-            node = stack.pop()
-            kind = node.kind_id
-            if kind == IDENTIFIER:
-                name, start, end = self._text(node)
-                if end > start:
-                    self._bind_variable(name, start, end)
-                    if first >= 0:
-                        self._define(name, start, end, first, last)
-            elif kind == ATTRIBUTE:
-                self._bind_attribute(node, first, last, annotation)
-            elif kind in TUPLES or kind in WRAPPERS:
-                stack.extend(reversed(node.named_children))
-            else:
-                self._read(node)
-        self._is_collecting = was_collecting
-
-    def _bind_attribute(self, node: Node, first: int, last: int, annotation: Span | None) -> None:
-        owner, name = node.child_by_field_id(F_OBJECT), node.child_by_field_id(F_ATTRIBUTE)
-        if owner is None or name is None:
-            return
-        if owner.kind_id == IDENTIFIER:
-            text, start, end = self._text(name)
-            owner_text = self._text(owner)[0]
-            self.scope.field_writes.append((owner_text, text, start, end, annotation))
-            if first >= 0:
-                written = Definition(text, start, end, self.scope, first, last, False)
-                self.flow.field_targets.append((owner_text, written))
-        self._read(owner)
-
     def _annotate(self, target: Node | None, annotation: Span) -> None:
         """Records the declared type of a plain variable; that of a field goes with its write."""
         if target is not None and target.kind_id == IDENTIFIER:
@@ -331,18 +227,6 @@ class PythonReader:
             if symbol.annotation is None:
                 symbol.annotation = annotation
             self.scope.facts.append((HAS_TYPE, name, annotation))
-
-    def _annotation(self, node: Node) -> Span:
-        """Reads the names in an annotation and returns its text: quotes off, white space collapsed."""
-        was_collecting, self._is_collecting = self._is_collecting, False
-        self._read(node)
-        self._is_collecting = was_collecting
-        start, end = node.start_byte, node.end_byte
-        text = self.source[start:end]
-        if text[-1:] in "'\"" and node.named_child_count == 1 and node.named_children[0].kind_id == STRING:
-            parts = node.named_children[0].named_children
-            text = self.source[parts[0].end_byte : parts[-1].start_byte]
-        return " ".join(text.split()), start, end
 
     def _if(self, node: Node) -> None:
         condition = node.child_by_field_id(F_CONDITION)
@@ -393,7 +277,7 @@ class PythonReader:
     def _loop(
         self, node: Node, head: int, test: int, is_endless: bool, target: Node | None, first: int, last: int
     ) -> None:
-        """Reads a loop's body and `else`: `head` is where iterations begin, `test` the block that ends the condition."""
+        """Reads a loop's body and `else`: iterations begin at block `head`, block `test` ends the condition."""
         loop = _Loop(head, len(self._cleanups))
         self._loops.append(loop)
         self._block(test)
@@ -416,15 +300,15 @@ class PythonReader:
             self._read(child)
         kind = node.kind_id
         source = self.flow.current
-        if kind in BREAKS:
+        if kind in (BREAK, CONTINUE):
             if self._loops:
-                self._leave_to(source, self._loops[-1], kind in CONTINUES)
-        elif kind in RETURNS and self._cleanups:
+                self._leave_to(source, self._loops[-1], kind == CONTINUE)
+        elif kind == RETURN and self._cleanups:
             self.flow.edge(source, self._cleanups[-1].entry)
         self._block()
 
     def _leave_to(self, source: int, loop: _Loop, is_continue: bool) -> None:
-        """Draws the edge of a `break` or `continue` that starts at block `source`, through the clean-ups on its way."""
+        """Draws the edge of a `break` or `continue` from block `source`, through the clean-ups on its way."""
         if len(self._cleanups) > loop.num_cleanups:
             cleanup = self._cleanups[-1]
             self.flow.edge(source, cleanup.entry)
@@ -437,7 +321,7 @@ class PythonReader:
 
     def _try(self, node: Node) -> None:
         flow, before, outer = self.flow, self.flow.current, self.flow.handler
-        parts = [child for child in node.named_children if child.kind_id not in EXTRAS]
+        parts = parts_of(node)
         cleanup = next((p for p in parts if p.kind_id == FINALLY), None)
         interrupted = None
         if cleanup is not None:
@@ -480,7 +364,7 @@ class PythonReader:
 
     def _as_pattern(self, node: Node, is_collecting: bool) -> Node | None:
         """Reads `value as target` and binds the target; an exception's value is made from nothing."""
-        children = [child for child in node.named_children if child.kind_id not in EXTRAS]
+        children = parts_of(node)
         first = len(self.flow.reads)
         if is_collecting:
             self._collect(children[0])
@@ -535,7 +419,7 @@ class PythonReader:
                 continue
             self._block(branch)
             guard = case.child_by_field_id(F_GUARD)
-            patterns = [c for c in case.named_children if c.kind_id in PATTERNS]
+            patterns = [c for c in case.named_children if c.kind_id == CASE_PATTERN]
             is_final = guard is None and len(patterns) == 1 and self._text(patterns[0])[0].isidentifier()
             for pattern in patterns:
                 self._pattern(pattern, first, last)
@@ -577,18 +461,20 @@ class PythonReader:
 
     def _delete(self, node: Node) -> None:
         for child in node.named_children:
-            names = _elements(child) or [child]
+            names = elements_of(child) or [child]
             for name in names:
-                self._read(name)
                 if name.kind_id == IDENTIFIER:
                     self._define(self._text(name)[0], -1, -1, 0, 0)
+                else:
+                    owner = name.child_by_field_id(F_OBJECT) if name.kind_id == ATTRIBUTE else None
+                    self._read(name if owner is None else owner)
 
     def _outer(self, node: Node) -> None:
         """`global` and `nonlocal`."""
         for child in node.named_children:
             if child.kind_id == IDENTIFIER and self.scope.kind != MODULE:
                 symbol = self.scope.bind(self._text(child)[0], OUTER)
-                symbol.to_module = node.kind_id in GLOBALS
+                symbol.to_module = node.kind_id == GLOBAL
 
     def _type_alias(self, node: Node) -> None:
         right = node.child_by_field_id(F_RIGHT)
@@ -655,13 +541,16 @@ class PythonReader:
         if definition is None:
             return
         # The definition keeps the boundary of its first decorator.
-        if definition.kind_id in FUNCTIONS:
+        if definition.kind_id == FUNCTION_DEFINITION:
             self._function(definition, decorators)
         else:
             self._class(definition)
 
     def _function(self, node: Node, decorators: list[str] | tuple = ()) -> None:
-        name = self._text(node.child_by_field_id(F_NAME))
+        name_node = node.child_by_field_id(F_NAME)
+        if name_node is None:
+            return
+        name = self._text(name_node)
         outer = self.scope
         scope = self._new_scope(FUNCTION, name, outer)
         self._bind_definition(name[0], DEFINITION).definitions.append(scope)
@@ -686,39 +575,11 @@ class PythonReader:
         symbol.instance_of = owner
         symbol.is_class = "classmethod" in decorators or name in ("__new__", "__init_subclass__", "__class_getitem__")
 
-    def _enter_parameters(self, scope: Scope) -> None:
-        for (name, start, end), _ in scope.parameters:
-            if scope.names[name].instance_of is None:
-                scope.flow.define(Definition(name, start, end, scope, 0, 0, False))
-
-    def _parameters(self, scope: Scope, node: Node) -> None:
-        """Binds parameters in `scope`; defaults and annotations are read in the scope around it."""
-        stack = list(reversed(node.named_children))
-        while stack:
-            child = stack.pop()
-            name, annotation = child, None
-            kind = child.kind_id
-            if kind in PARAMETERS:
-                declared, value = child.child_by_field_id(F_TYPE), child.child_by_field_id(F_VALUE)
-                name = child.child_by_field_id(F_NAME) or next(iter(child.named_children), None)
-                if declared is not None:
-                    annotation = self._annotation(declared)
-                if value is not None:
-                    self._read(value)
-            elif kind in TUPLES:  # Python 2: def f(a, (b, c))
-                stack.extend(reversed(child.named_children))
-                continue
-            while name is not None and name.kind_id in WRAPPERS:
-                name = next(iter(name.named_children), None)
-            if name is None or name.kind_id != IDENTIFIER:
-                continue
-            span = self._text(name)
-            symbol = scope.bind(span[0], PARAMETER)
-            symbol.annotation = annotation
-            scope.parameters.append((span, annotation))
-
     def _class(self, node: Node) -> None:
-        name = self._text(node.child_by_field_id(F_NAME))
+        name_node = node.child_by_field_id(F_NAME)
+        if name_node is None:
+            return
+        name = self._text(name_node)
         outer = self.scope
         scope = self._new_scope(CLASS, name, outer)
         bases = node.child_by_field_id(F_SUPERCLASSES)
@@ -740,221 +601,11 @@ class PythonReader:
             outer.facts.append((CONTAINS, outer.name, name))
         self._wait(scope, node.child_by_field_id(F_BODY))
 
-    # Expressions
 
-    def _text(self, node: Node) -> Span:
-        start, end = node.start_byte, node.end_byte
-        return self.source[start:end], start, end
-
-    def _dotted(self, node: Node) -> Span:
-        """A dotted name, with any white space inside it taken out."""
-        start, end = node.start_byte, node.end_byte
-        text = self.source[start:end]
-        return text if text.isidentifier() else "".join(text.split()), start, end
-
-    def _use(self, node: Node) -> None:
-        start, end = node.start_byte, node.end_byte
-        if end > start:
-            self.scope.uses.append((self.source[start:end], start, end))
-
-    def _collect(self, node: Node) -> None:
-        was_collecting, self._is_collecting = self._is_collecting, True
-        self._read(node)
-        self._is_collecting = was_collecting
-
-    def _read(self, root: Node) -> None:
-        """Reads an expression: the names, attributes and calls in it, in the order of evaluation."""
-        source = self.source
-        stack: list = [root]
-        marks: list = []
-        while stack:
-            node = stack.pop()
-            if node.__class__ is tuple:
-                self._step(node, stack, marks)
-                continue
-            kind = node.kind_id
-            if kind == IDENTIFIER:
-                start, end = node.start_byte, node.end_byte
-                if end > start:
-                    name = source[start:end]
-                    self.scope.uses.append((name, start, end))
-                    if self._is_collecting:
-                        self.events.append(len(self.flow.reads))
-                        self.flow.reads.append(Read(name, start, end, self.scope))
-            elif kind == ATTRIBUTE:
-                owner = node.child_by_field_id(F_OBJECT)
-                if owner is not None:
-                    stack.append(owner)
-                    if owner.kind_id == IDENTIFIER:
-                        name = node.child_by_field_id(F_ATTRIBUTE)
-                        start, end = name.start_byte, name.end_byte
-                        owner_name = source[owner.start_byte : owner.end_byte]
-                        self.scope.attributes.append((owner_name, source[start:end], start, end))
-            elif kind in LEAVES:
-                continue
-            elif kind == CALL:
-                callee = node.child_by_field_id(F_FUNCTION)
-                arguments = node.child_by_field_id(F_ARGUMENTS)
-                if arguments is not None:
-                    stack.append(arguments)
-                if callee is not None:
-                    stack.append(callee)
-                    parts, start, end = self._callee(callee)
-                    if parts is None:
-                        self.skip("callee that is not a name")
-                    else:
-                        self.scope.calls.append((parts, start, end))
-            elif kind == STRING:
-                if node.named_child_count > 2:
-                    stack.extend([c for c in reversed(node.named_children) if c.kind_id == INTERPOLATION])
-            else:
-                special = EXPRESSIONS.get(kind)
-                if special is None:
-                    stack.extend(reversed(node.named_children))
-                else:
-                    special(self, node, stack)
-
-    def _callee(self, node: Node) -> tuple[tuple[str | None, ...] | None, int, int]:
-        """The dotted name in callee position, and the span of its last part; None where it has no name."""
-        kind = node.kind_id
-        if kind == IDENTIFIER:
-            text, start, end = self._text(node)
-            return ((text,), start, end) if end > start else (None, start, end)
-        if kind != ATTRIBUTE:
-            return None, 0, 0
-        parts = []
-        start = end = 0
-        while kind == ATTRIBUTE:
-            name = node.child_by_field_id(F_ATTRIBUTE)
-            if not parts:
-                start, end = name.start_byte, name.end_byte
-                if end == start:
-                    return None, start, end
-            parts.append(self.source[name.start_byte : name.end_byte])
-            node = node.child_by_field_id(F_OBJECT)
-            kind = node.kind_id
-        if kind == IDENTIFIER:
-            parts.append(self.source[node.start_byte : node.end_byte])
-        elif kind == CALL and self.source.startswith("super(", node.start_byte):
-            parts.append("super()")
-        else:
-            parts.append(None)
-        return tuple(reversed(parts)), start, end
-
-    def _step(self, step: tuple, stack: list, marks: list) -> None:
-        """Does what an expression left on the stack to be done after its parts were read."""
-        what, subject = step
-        if what == ENTER:
-            self.scope = subject
-        elif what == LEAVE:
-            self.scope = self.scope.parent
-        elif what == MARK:
-            marks.append((len(self.flow.reads), self._is_collecting))
-            self._is_collecting = True
-        elif what == BIND:
-            first, self._is_collecting = marks.pop()
-            self._bind(subject, first, len(self.flow.reads))
-        elif what == WALRUS:
-            first, self._is_collecting = marks.pop()
-            self._bind_walrus(subject, first)
-        elif what == MAYBE:
-            self._num_maybe += 1
-        elif what == SURELY:
-            self._num_maybe -= 1
-
-    def _bind_walrus(self, node: Node, first: int) -> None:
-        """Binds the target of `:=`, which belongs to the function around any comprehension."""
-        inner = self.scope
-        while self.scope.kind == COMPREHENSION:
-            self.scope = self.scope.parent
-        name, start, end = self._text(node)
-        self._bind_variable(name, start, end)
-        self._define(name, start, end, first, len(self.flow.reads), self._num_maybe > 0)
-        self.scope = inner
-
-    def _named_expression(self, node: Node, stack: list) -> None:
-        name, value = node.child_by_field_id(F_NAME), node.child_by_field_id(F_VALUE)
-        if name is not None and value is not None:
-            stack.extend([(WALRUS, name), value, (MARK, None)])
-
-    def _keyword_argument(self, node: Node, stack: list) -> None:
-        value = node.child_by_field_id(F_VALUE)
-        if value is not None:
-            stack.append(value)
-
-    def _conditional(self, node: Node, stack: list) -> None:
-        """Operands that may not be evaluated: all but the first of `and`/`or`, all but the test of `a if b else c`."""
-        operands = [child for child in node.named_children if child.kind_id not in EXTRAS]
-        if node.kind_id == CONDITIONAL and len(operands) == 3:
-            operands = [operands[1], operands[0], operands[2]]
-        stack.append((SURELY, None))
-        stack.extend(reversed(operands[1:]))
-        stack.append((MAYBE, None))
-        stack.extend(operands[:1])
-
-    def _lambda(self, node: Node, stack: list) -> None:
-        scope = self._new_scope(LAMBDA, ("", node.start_byte, node.start_byte), self.scope)
-        parameters = node.child_by_field_id(F_PARAMETERS)
-        if parameters is not None:
-            was_collecting, self._is_collecting = self._is_collecting, False
-            self._parameters(scope, parameters)
-            self._is_collecting = was_collecting
-        self._enter_parameters(scope)
-        self._wait(scope, node.child_by_field_id(F_BODY))
-
-    def _comprehension(self, node: Node, stack: list) -> None:
-        """The first iterable is read outside the comprehension's scope, everything else inside, the body last."""
-        clauses = [child for child in node.named_children if child.kind_id not in EXTRAS]
-        if len(clauses) < 2 or clauses[1].kind_id != FOR_IN:
-            stack.extend(reversed(clauses))
-            return
-        if self.scope.depth >= MAX_DEPTH:
-            self.skip("nested too deeply")
-            return
-        scope = self._new_scope(COMPREHENSION, ("", node.start_byte, node.start_byte), self.scope)
-        steps: list = []
-        for clause in clauses[1:]:
-            if clause.kind_id == FOR_IN:
-                values = clause.child_by_field_id(F_RIGHT)
-                steps += [(MARK, None), *([values] if values is not None else [])]
-                if clause is clauses[1]:
-                    steps += [(ENTER, scope), (MAYBE, None)]
-                steps.append((BIND, clause.child_by_field_id(F_LEFT)))
-            else:
-                steps.append(clause)
-        steps += [clauses[0], (SURELY, None), (LEAVE, None)]
-        stack.extend(reversed(steps))
-
-
-def _elements(node: Node) -> list[Node] | None:
-    """The elements of a tuple or list that is written out without `*`, else None."""
-    while node.kind_id in PARENTHESES:
-        inner = [child for child in node.named_children if child.kind_id not in EXTRAS]
-        if len(inner) != 1:
-            return None
-        node = inner[0]
-    if node.kind_id not in TUPLES:
-        return None
-    elements = [child for child in node.named_children if child.kind_id not in EXTRAS]
-    return None if any(element.kind_id in SPLATS for element in elements) else elements
-
-
-AUGMENTED = _G.kinds("augmented_assignment")
-PARENTHESES = _G.kinds("parenthesized_expression", "as_pattern_target")
-PATTERNS = _G.kinds("case_pattern")
-FUNCTIONS = _G.kinds("function_definition")
-PARAMETERS = _G.kinds("typed_parameter", "default_parameter", "typed_default_parameter")
-RETURNS = _G.kinds("return_statement")
-CONTINUES = _G.kinds("continue_statement")
-BREAKS = CONTINUES | _G.kinds("break_statement")
-GLOBALS = _G.kinds("global_statement")
-
-
-def _by_kind(**handlers) -> dict:
-    return {number: handler for kind, handler in handlers.items() for number in _G.kinds(kind)}
-
-
-STATEMENTS = _by_kind(
+STATEMENTS = by_kind(
+    assignment=PythonReader._assignment,
+    augmented_assignment=PythonReader._augmented_assignment,
+    block=PythonReader._clause,
     expression_statement=PythonReader._expression_statement,
     if_statement=PythonReader._if,
     for_statement=PythonReader._for,
@@ -977,14 +628,4 @@ STATEMENTS = _by_kind(
     function_definition=PythonReader._function,
     class_definition=PythonReader._class,
 )
-EXPRESSIONS = _by_kind(
-    named_expression=PythonReader._named_expression,
-    keyword_argument=PythonReader._keyword_argument,
-    boolean_operator=PythonReader._conditional,
-    conditional_expression=PythonReader._conditional,
-    list_comprehension=PythonReader._comprehension,
-    set_comprehension=PythonReader._comprehension,
-    dictionary_comprehension=PythonReader._comprehension,
-    generator_expression=PythonReader._comprehension,
-)
-EXPRESSIONS |= {number: PythonReader._lambda for number in LAMBDAS}
+EXPRESSIONS.update(dict.fromkeys(STATEMENTS, PythonReader._stray))

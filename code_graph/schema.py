@@ -24,8 +24,8 @@ class Relation:
 RELATIONS: tuple[Relation, ...] = (
     Relation(
         "calls",
-        "The function named by the head contains, in its own body, a call of the function named by the tail; the tail is qualified "
-        "as far as the file resolves it. Calls of classes are `instantiates`.",
+        "The function named by the head contains, in its own body, a call of the function named by the tail; the tail is "
+        "qualified as far as the file resolves it. Calls of classes are `instantiates`.",
         "def load(path):\n    return parse(path)\n",
         ("load", "parse"),
     ),
@@ -43,14 +43,15 @@ RELATIONS: tuple[Relation, ...] = (
     ),
     Relation(
         "contains",
-        "The class or function named by the head directly holds the definition of the method, function or class named by the tail.",
+        "The class or function named by the head directly holds the definition of the method, function or class named by "
+        "the tail.",
         "class Node:\n    def walk(self):\n        pass\n",
         ("Node", "walk"),
     ),
     Relation(
         "has_field",
-        "Instances of the class named by the head, or the class itself, carry the attribute named by the tail, bound in the class "
-        "body or through the instance parameter of one of its methods.",
+        "Instances of the class named by the head, or the class itself, carry the attribute named by the tail, bound in "
+        "the class body or through the instance parameter of one of its methods.",
         "class Node:\n    size = 0\n",
         ("Node", "size"),
     ),
@@ -86,14 +87,15 @@ RELATIONS: tuple[Relation, ...] = (
     ),
     Relation(
         "imports",
-        "The local name in the head was bound by `import M` or `import M as name`; the tail is the module's full dotted name.",
+        "The local name in the head was bound by `import M` or `import M as name`; the tail is the module's full dotted "
+        "name.",
         "import numpy as np\n",
         ("np", "numpy"),
     ),
     Relation(
         "flows_to",
-        "The value bound to the variable in the head (at the definition that reaches the use) is read to compute the value bound to "
-        "the variable in the tail.",
+        "The value bound to the variable in the head (at the definition that reaches the use) is read to compute the value "
+        "bound to the variable in the tail.",
         "def double(x):\n    y = x + x\n",
         ("x", "y"),
     ),

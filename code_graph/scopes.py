@@ -1,8 +1,8 @@
 """Scopes and names of one file: what a language's reader fills in and the resolver reads.
 
-Nothing here knows a language. A reader walks a syntax tree once and builds `Scope` objects: which names each scope binds, and
-as what; which names, attributes and callees it mentions. Names are resolved afterwards, when all bindings are known, because
-a function may use a name that the text binds later.
+Nothing here knows a language. A reader walks a syntax tree once and builds `Scope` objects: which names each scope
+binds, and as what; which names, attributes and callees it mentions. Names are resolved afterwards, when all bindings
+are known, because a function may use a name that the text binds later.
 """
 
 from .flow import FlowGraph
@@ -10,7 +10,7 @@ from .flow import FlowGraph
 # Kinds of scope. A name that a class body binds is not visible in the functions it holds.
 MODULE, CLASS, FUNCTION, LAMBDA, COMPREHENSION = "module", "class", "function", "lambda", "comprehension"
 
-# What a name is bound as. OUTER marks a name that a scope hands to an enclosing one (Python's `global` and `nonlocal`).
+# What a name is bound as. OUTER marks a name that a scope leaves to an enclosing one (`global` and `nonlocal`).
 VARIABLE, PARAMETER, DEFINITION, IMPORT, MEMBER_IMPORT, OUTER = range(6)
 
 Span = tuple[str, int, int]  # text (as a fact states it), start, end
@@ -71,9 +71,9 @@ class Scope:
         names: what the scope binds.
         flow: control flow of the body; comprehensions share that of the scope they stand in.
         uses: (name, start, end) of each name read.
-        attributes: (name, attribute, start, end) of each attribute read from a plain name; the span is the attribute's.
-        calls: (parts, start, end) of each call; parts is the dotted callee, its first entry None where it is no name, and
-            "super()" for the parent class; the span is that of the last part.
+        attributes: (name, attribute, start, end) of each attribute read from a plain name, with the attribute's span.
+        calls: (parts, start, end) of each call; parts is the dotted callee, its first entry None where it is no name,
+            and "super()" for the parent class; the span is that of the last part.
         field_writes: (name, attribute, start, end, annotation) of each attribute bound on a plain name.
         facts: finished triples without a use, as (relation, head, tail) with spans.
         parameters: (span, annotation) of each parameter in order.

@@ -13,7 +13,7 @@ GRAMMARS = {"python": "tree_sitter_python"}
 
 @dataclass(frozen=True)
 class Grammar:
-    """A parser with the numbers of its node kinds and fields (comparing numbers is much faster than comparing names)."""
+    """A parser with the numbers of its node kinds and fields, which are much faster to compare than names."""
 
     parser: Parser
     language: Language
@@ -66,9 +66,9 @@ codecs.register_error("graphmert.one_byte", _stand_in)
 def one_byte_per_character(source: str) -> bytes:
     """Encodes text for the parser with exactly one byte for each character, so that no offset ever needs converting.
 
-    Letters outside ASCII become a letter, everything else outside ASCII a space or question mark: tokens keep their edges,
-    and names are always read from the text itself. Lone carriage returns become line feeds and null characters spaces,
-    which the grammar does not take as white space.
+    Letters outside ASCII become a letter, everything else outside ASCII a space or question mark: tokens keep their
+    edges, and names are always read from the text itself. Lone carriage returns become line feeds and null characters
+    spaces, which the grammar does not take as white space.
     """
     data = source.encode("ascii", errors="graphmert.one_byte")
     if b"\0" in data:

@@ -1,0 +1,388 @@
+"""Python's expressions: the names, attributes and calls that they read, and the targets that they are bound to.
+
+Expressions are walked with a stack of their own, so that no nesting in the text can exhaust Python's.
+"""
+
+from tree_sitter import Node
+
+from .flow import Definition, Read
+from .python_grammar import (
+    ATTRIBUTE,
+    CALL,
+    CONDITIONAL,
+    F_ARGUMENTS,
+    F_ATTRIBUTE,
+    F_BODY,
+    F_FUNCTION,
+    F_LEFT,
+    F_NAME,
+    F_OBJECT,
+    F_PARAMETERS,
+    F_RIGHT,
+    F_TYPE,
+    F_VALUE,
+    FOR_IN,
+    GRAMMAR,
+    IDENTIFIER,
+    INTERPOLATION,
+    LEAVES,
+    PARAMETERS,
+    STRING,
+    TUPLES,
+    WRAPPERS,
+    by_kind,
+    parts_of,
+)
+from .scopes import COMPREHENSION, LAMBDA, MODULE, OUTER, PARAMETER, VARIABLE, Scope, Span, Symbol
+
+MAX_DEPTH = 100  # of scopes in scopes, and of statements in statements: the limit of Python's own tokeniser
+
+# Steps that the walk meets on its stack beside nodes.
+ENTER, LEAVE, MARK, BIND, MAYBE, SURELY, WALRUS = range(7)
+
+
+class ExpressionReader:
+    """What reading expressions needs: the scope and block that are being filled.
+
+    Attributes:
+        source: the text.
+        scopes: every scope found, in the order of discovery, the module first.
+        boundaries: offset -> depth of the statements and definitions seen.
+        num_skipped: counts by reason.
+        scope: the scope being read.
+        flow: its control flow.
+        events: the events of the current block of `flow`.
+    """
+
+    def __init__(self, source: str):
+        self.source = source
+        self.scopes: list[Scope] = []
+        self.boundaries: dict[int, int] = {}
+        self.num_skipped: dict[str, int] = {}
+        self._queue: list[tuple[Scope, Node]] = []
+        self._is_collecting = False
+        self._depth = 0  # of statements inside statements
+        self._num_maybe = 0  # of conditional operands around the expression being read
+
+    def _new_scope(self, kind: str, name: Span, parent: Scope | None) -> Scope:
+        scope = Scope(kind, name, parent, parent.flow if kind == COMPREHENSION else None)
+        self.scopes.append(scope)
+        return scope
+
+    def _wait(self, scope: Scope, body: Node | None) -> None:
+        """Puts a body into the queue."""
+        if body is not None and scope.depth <= MAX_DEPTH:
+            self._queue.append((scope, body))
+        elif body is not None:
+            self.skip("nested too deeply")
+
+    def skip(self, reason: str) -> None:
+        """Counts a fact that is not made."""
+        self.num_skipped[reason] = self.num_skipped.get(reason, 0) + 1
+
+    def _define(self, name: str, start: int, end: int, first: int, last: int, is_weak: bool = False) -> None:
+        self.flow.define(Definition(name, start, end, self.scope, first, last, is_weak))
+
+    def _block(self, *predecessors: int) -> int:
+        number = self.flow.block(*predecessors)
+        self.events = self.flow.events[number]
+        return number
+
+    def _bind_definition(self, name: str, kind: int) -> Symbol:
+        """Binds a name to a function, class or module: it is no variable from here on."""
+        self._define(name, -1, -1, 0, 0)
+        symbol = self.scope.bind(name, kind)
+        if symbol.kind == OUTER and symbol.to_module and self.scope.kind != MODULE:
+            return self.scopes[0].bind(name, kind)
+        return symbol
+
+    def _bind_variable(self, name: str, start: int, end: int) -> None:
+        """Binds a name as a variable of the current scope, without data flow."""
+        scope = self.scope
+        symbol = scope.names.get(name)
+        if symbol is None:
+            symbol = scope.bind(name, VARIABLE)
+        elif symbol.kind == OUTER:
+            if symbol.to_module and scope is not self.scopes[0]:
+                outer = self.scopes[0].bind(name, VARIABLE)
+                outer.variable = outer.variable or (name, start, end)
+            return
+        if symbol.variable is None or start < symbol.variable[1]:
+            symbol.variable = (name, start, end)
+
+    # Targets, annotations, parameters
+
+    def _bind(self, target: Node, first: int, last: int, annotation: Span | None = None) -> None:
+        """Binds every name in an assignment target to a value made from reads first to last - 1 (-1: no value)."""
+        was_collecting, self._is_collecting = self._is_collecting, False
+        stack = [target]
+        while stack:
+            node = stack.pop()
+            kind = node.kind_id
+            if kind == IDENTIFIER:
+                name, start, end = self._text(node)
+                if end > start:
+                    self._bind_variable(name, start, end)
+                    if first >= 0:
+                        self._define(name, start, end, first, last)
+            elif kind == ATTRIBUTE:
+                self._bind_attribute(node, first, last, annotation)
+            elif kind in TUPLES or kind in WRAPPERS:
+                stack.extend(reversed(node.named_children))
+            else:
+                self._read(node)
+        self._is_collecting = was_collecting
+
+    def _bind_attribute(self, node: Node, first: int, last: int, annotation: Span | None) -> None:
+        owner, name = node.child_by_field_id(F_OBJECT), node.child_by_field_id(F_ATTRIBUTE)
+        if owner is None or name is None:
+            return
+        if owner.kind_id == IDENTIFIER:
+            text, start, end = self._text(name)
+            owner_text = self._text(owner)[0]
+            self.scope.field_writes.append((owner_text, text, start, end, annotation))
+            if first >= 0:
+                written = Definition(text, start, end, self.scope, first, last, False)
+                self.flow.field_targets.append((owner_text, written))
+        self._read(owner)
+
+    def _annotation(self, node: Node) -> Span:
+        """Reads the names in an annotation and returns its text: quotes off, white space collapsed."""
+        was_collecting, self._is_collecting = self._is_collecting, False
+        self._read(node)
+        self._is_collecting = was_collecting
+        start, end = node.start_byte, node.end_byte
+        text = self.source[start:end]
+        if text[-1:] in "'\"" and node.named_child_count == 1 and node.named_children[0].kind_id == STRING:
+            parts = node.named_children[0].named_children
+            text = self.source[parts[0].end_byte : parts[-1].start_byte]
+        return " ".join(text.split()), start, end
+
+    def _parameters(self, scope: Scope, node: Node) -> None:
+        """Binds parameters in `scope`; defaults and annotations are read in the scope around it."""
+        stack = list(reversed(node.named_children))
+        while stack:
+            child = stack.pop()
+            name, annotation = child, None
+            kind = child.kind_id
+            if kind in PARAMETERS:
+                declared, value = child.child_by_field_id(F_TYPE), child.child_by_field_id(F_VALUE)
+                name = child.child_by_field_id(F_NAME) or next(iter(child.named_children), None)
+                if declared is not None:
+                    annotation = self._annotation(declared)
+                if value is not None:
+                    self._read(value)
+            elif kind in TUPLES:  # Python 2: def f(a, (b, c))
+                stack.extend(reversed(child.named_children))
+                continue
+            while name is not None and name.kind_id in WRAPPERS:
+                name = next(iter(name.named_children), None)
+            if name is None or name.kind_id != IDENTIFIER:
+                continue
+            span = self._text(name)
+            symbol = scope.bind(span[0], PARAMETER)
+            symbol.annotation = annotation
+            scope.parameters.append((span, annotation))
+
+    def _enter_parameters(self, scope: Scope) -> None:
+        for (name, start, end), _ in scope.parameters:
+            if scope.names[name].instance_of is None:
+                scope.flow.define(Definition(name, start, end, scope, 0, 0, False))
+
+    # Expressions
+
+    def _text(self, node: Node) -> Span:
+        start, end = node.start_byte, node.end_byte
+        return self.source[start:end], start, end
+
+    def _dotted(self, node: Node) -> Span:
+        """A dotted name, with any white space inside it taken out."""
+        start, end = node.start_byte, node.end_byte
+        text = self.source[start:end]
+        return text if text.isidentifier() else "".join(text.split()), start, end
+
+    def _use(self, node: Node) -> None:
+        start, end = node.start_byte, node.end_byte
+        if end > start:
+            self.scope.uses.append((self.source[start:end], start, end))
+
+    def _collect(self, node: Node) -> None:
+        was_collecting, self._is_collecting = self._is_collecting, True
+        self._read(node)
+        self._is_collecting = was_collecting
+
+    def _read(self, root: Node) -> None:
+        """Reads an expression: the names, attributes and calls in it, in the order of evaluation."""
+        source = self.source
+        stack: list = [root]
+        marks: list = []
+        while stack:
+            node = stack.pop()
+            if node.__class__ is tuple:
+                self._step(node, stack, marks)
+                continue
+            kind = node.kind_id
+            if kind == IDENTIFIER:
+                start, end = node.start_byte, node.end_byte
+                if end > start:
+                    name = source[start:end]
+                    self.scope.uses.append((name, start, end))
+                    if self._is_collecting:
+                        self.events.append(len(self.flow.reads))
+                        self.flow.reads.append(Read(name, start, end, self.scope))
+            elif kind == ATTRIBUTE:
+                owner = node.child_by_field_id(F_OBJECT)
+                if owner is not None:
+                    stack.append(owner)
+                    if owner.kind_id == IDENTIFIER:
+                        name = node.child_by_field_id(F_ATTRIBUTE)
+                        start, end = name.start_byte, name.end_byte
+                        owner_name = source[owner.start_byte : owner.end_byte]
+                        self.scope.attributes.append((owner_name, source[start:end], start, end))
+            elif kind in LEAVES:
+                pass
+            elif kind == CALL:
+                callee = node.child_by_field_id(F_FUNCTION)
+                arguments = node.child_by_field_id(F_ARGUMENTS)
+                if arguments is not None:
+                    stack.append(arguments)
+                if callee is not None:
+                    stack.append(callee)
+                    parts, start, end = self._callee(callee)
+                    if parts is None:
+                        self.skip("callee that is not a name")
+                    else:
+                        self.scope.calls.append((parts, start, end))
+            elif kind == STRING:
+                if node.named_child_count > 2:
+                    stack.extend([c for c in reversed(node.named_children) if c.kind_id == INTERPOLATION])
+            else:
+                special = EXPRESSIONS.get(kind)
+                if special is None:
+                    stack.extend(reversed(node.named_children))
+                else:
+                    special(self, node, stack)
+
+    def _callee(self, node: Node) -> tuple[tuple[str | None, ...] | None, int, int]:
+        """The dotted name in callee position, and the span of its last part; None where it has no name."""
+        kind = node.kind_id
+        if kind == IDENTIFIER:
+            text, start, end = self._text(node)
+            return ((text,), start, end) if end > start else (None, start, end)
+        if kind != ATTRIBUTE:
+            return None, 0, 0
+        parts = []
+        start = end = 0
+        while kind == ATTRIBUTE:
+            name = node.child_by_field_id(F_ATTRIBUTE)
+            if not parts:
+                start, end = name.start_byte, name.end_byte
+                if end == start:
+                    return None, start, end
+            parts.append(self.source[name.start_byte : name.end_byte])
+            node = node.child_by_field_id(F_OBJECT)
+            kind = node.kind_id
+        if kind == IDENTIFIER:
+            parts.append(self.source[node.start_byte : node.end_byte])
+        elif kind == CALL and self.source.startswith("super(", node.start_byte):
+            parts.append("super()")
+        else:
+            parts.append(None)
+        return tuple(reversed(parts)), start, end
+
+    def _step(self, step: tuple, stack: list, marks: list) -> None:
+        """Does what an expression left on the stack to be done after its parts were read."""
+        what, subject = step
+        if what == ENTER:
+            self.scope = subject
+        elif what == LEAVE:
+            self.scope = self.scope.parent
+        elif what == MARK:
+            marks.append((len(self.flow.reads), self._is_collecting))
+            self._is_collecting = True
+        elif what == BIND:
+            first, self._is_collecting = marks.pop()
+            self._bind(subject, first, len(self.flow.reads))
+        elif what == WALRUS:
+            first, self._is_collecting = marks.pop()
+            self._bind_walrus(subject, first)
+        elif what == MAYBE:
+            self._num_maybe += 1
+        elif what == SURELY:
+            self._num_maybe -= 1
+
+    def _bind_walrus(self, node: Node, first: int) -> None:
+        """Binds the target of `:=`, which belongs to the function around any comprehension."""
+        inner = self.scope
+        while self.scope.kind == COMPREHENSION:
+            self.scope = self.scope.parent
+        name, start, end = self._text(node)
+        self._bind_variable(name, start, end)
+        self._define(name, start, end, first, len(self.flow.reads), self._num_maybe > 0)
+        self.scope = inner
+
+    def _named_expression(self, node: Node, stack: list) -> None:
+        name, value = node.child_by_field_id(F_NAME), node.child_by_field_id(F_VALUE)
+        if name is not None and value is not None:
+            stack.extend([(WALRUS, name), value, (MARK, None)])
+
+    def _keyword_argument(self, node: Node, stack: list) -> None:
+        value = node.child_by_field_id(F_VALUE)
+        if value is not None:
+            stack.append(value)
+
+    def _conditional(self, node: Node, stack: list) -> None:
+        """Operands that may not be evaluated: all but the first of `and`/`or`, all but the test of `a if b else c`."""
+        operands = parts_of(node)
+        if node.kind_id == CONDITIONAL and len(operands) == 3:
+            operands = [operands[1], operands[0], operands[2]]
+        stack.append((SURELY, None))
+        stack.extend(reversed(operands[1:]))
+        stack.append((MAYBE, None))
+        stack.extend(operands[:1])
+
+    def _lambda(self, node: Node, stack: list) -> None:
+        scope = self._new_scope(LAMBDA, ("", node.start_byte, node.start_byte), self.scope)
+        parameters = node.child_by_field_id(F_PARAMETERS)
+        if parameters is not None:
+            was_collecting, self._is_collecting = self._is_collecting, False
+            self._parameters(scope, parameters)
+            self._is_collecting = was_collecting
+        self._enter_parameters(scope)
+        self._wait(scope, node.child_by_field_id(F_BODY))
+
+    def _comprehension(self, node: Node, stack: list) -> None:
+        """The first iterable is read outside the comprehension's scope, everything else inside, the body last."""
+        clauses = parts_of(node)
+        if len(clauses) < 2 or clauses[1].kind_id != FOR_IN:
+            stack.extend(reversed(clauses))
+            return
+        if self.scope.depth >= MAX_DEPTH:
+            self.skip("nested too deeply")
+            return
+        scope = self._new_scope(COMPREHENSION, ("", node.start_byte, node.start_byte), self.scope)
+        steps: list = []
+        for clause in clauses[1:]:
+            if clause.kind_id == FOR_IN:
+                values = clause.child_by_field_id(F_RIGHT)
+                steps += [(MARK, None), *([values] if values is not None else [])]
+                if clause is clauses[1]:
+                    steps += [(ENTER, scope), (MAYBE, None)]
+                steps.append((BIND, clause.child_by_field_id(F_LEFT)))
+            else:
+                steps.append(clause)
+        steps += [clauses[0], (SURELY, None), (LEAVE, None)]
+        stack.extend(reversed(steps))
+
+
+EXPRESSIONS = by_kind(
+    named_expression=ExpressionReader._named_expression,
+    keyword_argument=ExpressionReader._keyword_argument,
+    boolean_operator=ExpressionReader._conditional,
+    conditional_expression=ExpressionReader._conditional,
+    list_comprehension=ExpressionReader._comprehension,
+    set_comprehension=ExpressionReader._comprehension,
+    dictionary_comprehension=ExpressionReader._comprehension,
+    generator_expression=ExpressionReader._comprehension,
+)
+EXPRESSIONS |= {number: ExpressionReader._lambda for number in GRAMMAR.kinds("lambda")}
