@@ -242,8 +242,10 @@ def _build_in(scratch: Path, sources: list[Source], arguments: BuildArguments, e
     # Imported here: they load transformers, which --help and early refusals need not wait for.
     from .manifest import TOKENIZER_DIR, Tally, make_manifest, write_manifest
     from .rows import default_extract, stage_files
-    from .tokenizer import tokenizer_sha256
+    from .tokenizer import check_vocab_size, load_tokenizer, tokenizer_sha256
 
+    given_tokenizer = load_tokenizer(arguments.tokenizer) if arguments.tokenizer else None
+    check_vocab_size(arguments.vocab_size)
     for source in sources:
         warning = getattr(source, "warning", None)
         if warning:
@@ -261,7 +263,7 @@ def _build_in(scratch: Path, sources: list[Source], arguments: BuildArguments, e
     )
     dataset_dir = scratch / "dataset"
     tokenizer_dir = dataset_dir / TOKENIZER_DIR
-    tokenizer = _make_tokenizer(staging, assignment, arguments)
+    tokenizer = given_tokenizer or _train_tokenizer(staging, assignment, arguments.vocab_size)
     tokenizer.save_pretrained(tokenizer_dir)
 
     tally = Tally()
@@ -299,21 +301,19 @@ def _refuse_empty(sources: list[Source], sizes: dict[str, int], skipped: list) -
 
     for source in sources:
         if source.num_files == 0:
-            raise BuildError(f"source {source.spec} has no .py file; check the path")
+            raise BuildError(f"source {source.spec} has no file of code; check the path")
     if not sizes:
         reasons = ", ".join(f"{n} {reason}" for reason, n in Counter(item.reason for item in skipped).most_common(4))
         raise BuildError(f"no file of the sources can be used: {reasons}")
 
 
-def _make_tokenizer(staging: Path, assignment: dict[str, str], arguments: BuildArguments):
+def _train_tokenizer(staging: Path, assignment: dict[str, str], vocab_size: int):
     from .rows import staged_texts
-    from .tokenizer import load_tokenizer, train_tokenizer
+    from .tokenizer import train_tokenizer
 
-    if arguments.tokenizer:
-        return load_tokenizer(arguments.tokenizer)
-    say(f"training a tokenizer of {arguments.vocab_size} entries on the training split")
+    say(f"training a tokenizer of {vocab_size} entries on the training split")
     training = {project for project, split in assignment.items() if split == "train"}
-    return train_tokenizer(staged_texts(staging, training), arguments.vocab_size)
+    return train_tokenizer(staged_texts(staging, training), vocab_size)
 
 
 def _write_splits(scratch, staging, tokenizer_dir, dataset_dir, assignment, arguments, tally, extract) -> None:

@@ -108,8 +108,6 @@ class RowMaker:
     """
 
     def __init__(self, staging: Path, tokenizer_dir: Path, extract: Callable = default_extract):
-        # Workers are parallel already; threads inside each would only compete.
-        os.environ["TOKENIZERS_PARALLELISM"] = "false"
         from . import linking
         from .tokenizer import load_tokenizer
 
@@ -118,8 +116,12 @@ class RowMaker:
         self.link_file = linking.link_file
         self.column_types = linking.ROW_COLUMNS
         self.tokenizer = load_tokenizer(str(tokenizer_dir))
+        backend = self.tokenizer.backend_tokenizer
+        # A tokenizer.json may carry the truncation that its last user chose, which would cut files silently.
+        backend.no_truncation()
+        backend.no_padding()
         # Code may hold the text "<mask>" or "</s>"; in a corpus it is text.
-        self.tokenizer.backend_tokenizer.encode_special_tokens = True
+        backend.encode_special_tokens = True
         self.leaf_encoder = linking.LeafEncoder(self.tokenizer)
 
     def make(self, index: int) -> tuple[bytes, list[dict]]:
@@ -174,6 +176,8 @@ _maker: RowMaker | None = None
 
 def _start_worker(staging: Path, tokenizer_dir: Path, extract: Callable) -> None:
     global _maker
+    # Workers are parallel already; threads inside each would only compete.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
     _maker = RowMaker(staging, tokenizer_dir, extract)
 
 

@@ -5,6 +5,7 @@ for the manifest. Only this module touches directories of code, wheels, and the 
 Face hub); it never installs, imports or runs what it reads.
 """
 
+import functools
 import hashlib
 import os
 import re
@@ -14,11 +15,12 @@ import sysconfig
 import tempfile
 import tokenize
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from email.parser import HeaderParser
 from io import BytesIO
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
@@ -69,6 +71,16 @@ class SkippedFile:
     source: str
     path: str
     reason: str
+
+
+class Candidate(NamedTuple):
+    """A file that a source has found, before it is read; `reason` is set where the source itself leaves it out."""
+
+    project: str
+    path: str
+    size: int
+    read: Callable[[], bytes | str]
+    reason: str | None = None
 
 
 @dataclass(frozen=True)
@@ -142,7 +154,7 @@ def is_table(text: str) -> bool:
 
 def is_test_path(path: str) -> bool:
     """Whether a relative path lies in a test directory or is a test file by its name."""
-    *directories, name = PurePosixPath(path).parts
+    *directories, name = PurePosixPath(path).parts or ("",)
     return any(_TEST_DIR.fullmatch(part) for part in directories) or bool(_TEST_FILE.fullmatch(name))
 
 
@@ -166,27 +178,29 @@ class Source:
         """What the manifest says of the source: kind, version, licence, hash, as far as the source knows."""
         raise NotImplementedError
 
-    def _candidates(self) -> Iterator[tuple[str, str, int, Callable[[], bytes | str]]]:
-        """Yield (project, path, size in bytes, function that reads) of each file in a fixed order."""
+    def _candidates(self) -> Iterator[Candidate]:
+        """Yield each file in a fixed order."""
         raise NotImplementedError
 
     def files(self) -> Iterator[SourceFile | SkippedFile]:
         """Yield every file of the source, read or skipped with a reason."""
-        for project, path, size, read in self._candidates():
+        for found in self._candidates():
             self.num_files += 1
-            text, reason = self._read(path, size, read)
+            text, reason = self._read(found)
             if reason is None:
-                yield SourceFile(self.spec, project, path, "python", text)
+                yield SourceFile(self.spec, found.project, found.path, "python", text)
             else:
-                yield SkippedFile(self.spec, path, reason)
+                yield SkippedFile(self.spec, found.path, reason)
 
-    def _read(self, path: str, size: int, read: Callable[[], bytes | str]) -> tuple[str, str | None]:
-        if not self.options.include_tests and is_test_path(path):
+    def _read(self, found: Candidate) -> tuple[str, str | None]:
+        if found.reason:
+            return "", found.reason
+        if not self.options.include_tests and is_test_path(found.path):
             return "", "test code (--include-tests keeps it)"
-        if size > self.options.max_file_bytes:
+        if found.size > self.options.max_file_bytes:
             return "", f"larger than {self.options.max_file_bytes} bytes (--max-file-bytes)"
         try:
-            data = read()
+            data = found.read()
             text = decode_python(data) if isinstance(data, bytes) else normalize_newlines(data)
             # A lone surrogate (possible in JSON) cannot be stored.
             text.encode("utf-8")
@@ -243,11 +257,11 @@ class DirectorySource(Source):
                 decode_python(self.root.read_bytes())
             except UnicodeError as error:
                 raise BuildError(f"source {self.spec}: {self.root} is not a Python text file: {error}") from error
-            yield self.root.stem, self.root.name, self.root.stat().st_size, self.root.read_bytes
+            yield Candidate(self.root.stem, self.root.name, self.root.stat().st_size, self.root.read_bytes)
             return
         for path in walk(self.root):
             relative = path.relative_to(self.root)
-            yield self._project_of(relative), relative.as_posix(), file_size(path), path.read_bytes
+            yield Candidate(self._project_of(relative), relative.as_posix(), file_size(path), path.read_bytes)
 
     def _project_of(self, relative: Path) -> str:
         if self.project == "single":
@@ -314,7 +328,8 @@ class WheelSource(Source):
         with zipfile.ZipFile(self.wheel) as archive:
             members = [m for m in archive.infolist() if PurePosixPath(m.filename).suffix in LANGUAGE_SUFFIXES]
             for member in sorted(members, key=lambda m: m.filename):
-                yield self.name, member.filename, member.file_size, lambda member=member: archive.read(member)
+                read = functools.partial(archive.read, member)
+                yield Candidate(self.name, member.filename, member.file_size, read)
 
 
 class HuggingFaceSource(Source):
@@ -342,9 +357,8 @@ class HuggingFaceSource(Source):
         revision: str | None = None,
     ):
         super().__init__(spec, options)
-        self.dataset = load_huggingface(spec, name, split, revision)
+        self.dataset, columns = load_huggingface(spec, name, split, revision)
         self.name, self.revision = name, revision
-        columns = list(self.dataset.column_names or next(iter(self.dataset), {}))
         if text_column is None:
             raise BuildError(f"source {spec}: add ,text_column=NAME; the columns are {', '.join(columns)}")
         for column in (text_column, project_column):
@@ -378,19 +392,15 @@ class HuggingFaceSource(Source):
     def _candidates(self):
         for index, row in enumerate(self.dataset):
             text = row[self.text_column]
-            path = str(row[self.path_column]) if self.path_column else f"row-{index}.py"
-            project = str(row[self.project_column]) if self.project_column else f"{self.name}#{index}"
-            yield project, path, len(text or ""), lambda text=text: text or ""
-
-    def files(self) -> Iterator[SourceFile | SkippedFile]:
-        """As `Source.files`; rows in another language than Python are skipped."""
-        if not self.has_language:
-            yield from super().files()
-            return
-        languages = (str(row["language"] or "python").lower() for row in self.dataset)
-        for language, item in zip(languages, super().files(), strict=True):
-            is_python = language == "python"
-            yield item if is_python else SkippedFile(self.spec, item.path, f"language {language} is not read")
+            path = str((self.path_column and row[self.path_column]) or f"row-{index}.py")
+            project = str((self.project_column and row[self.project_column]) or f"{self.name}#{index}")
+            language = str((self.has_language and row["language"]) or "python").lower()
+            reason = None
+            if not isinstance(text, str):
+                reason = f"column {self.text_column} holds no text"
+            elif language != "python":
+                reason = f"language {language} is not read"
+            yield Candidate(project, path, len(text) if reason is None else 0, lambda text=text: text, reason)
 
 
 def parse_source(spec: str, options: ReadOptions) -> Source:
@@ -499,6 +509,8 @@ def download_wheel(requirement: str, directory: Path) -> Path:
         wheels = sorted(directory.glob("*.whl"))
         if done.returncode == 0 and wheels:
             return wheels[0]
+        if "No module named pip" in done.stderr:
+            raise BuildError(f"source pypi:{requirement}: this Python has no pip; install pip, or use dir:PATH")
         message = message or next(
             (line for line in reversed(done.stderr.splitlines()) if "ERROR" in line), done.stderr.strip()[-300:]
         )
@@ -521,31 +533,49 @@ def wheel_licence(archive: zipfile.ZipFile) -> str | None:
     return None
 
 
-def load_huggingface(spec: str, name: str, split: str | None, revision: str | None):
-    """Open a dataset from a path or the hub; see `HuggingFaceSource`."""
+def load_huggingface(
+    spec: str, name: str, split: str | None, revision: str | None
+) -> tuple[Iterable[dict], list[str]]:
+    """Open a dataset from a path or the hub; see `HuggingFaceSource`.
+
+    Returns:
+        The rows (streamed where they are not on disk already) and the names of the columns.
+
+    Raises:
+        BuildError: there is no such dataset or split, or it cannot be read.
+    """
     import datasets
 
     builders = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv"}
     path = Path(name).expanduser()
+    if path.is_file() and path.suffix not in builders:
+        raise BuildError(
+            f"source {spec}: {path.suffix or 'such'} files are not read; use Parquet, JSON, JSON lines or CSV"
+        )
+    if looks_local(name) and not path.exists():
+        raise BuildError(f"source {spec}: {path} does not exist")
     try:
-        if path.is_file() and path.suffix in builders:
+        if path.is_file():
             loaded = datasets.load_dataset(builders[path.suffix], data_files=str(path), streaming=True)
-        elif path.is_dir() and any((path / f).exists() for f in ("dataset_dict.json", "state.json")):
+        elif any((path / marker).exists() for marker in ("dataset_dict.json", "state.json")):
             loaded = datasets.load_from_disk(str(path))
-        elif path.exists() and not path.is_dir():
-            raise BuildError(
-                f"source {spec}: {path.suffix or 'this'} files are not read; use Parquet, JSON, JSON lines or CSV"
-            )
         else:
-            loaded = datasets.load_dataset(name, revision=revision, streaming=True)
+            loaded = datasets.load_dataset(str(path) if path.exists() else name, revision=revision, streaming=True)
+        if isinstance(loaded, dict):
+            wanted = split or ("train" if "train" in loaded or len(loaded) > 1 else next(iter(loaded)))
+            if wanted not in loaded:
+                raise BuildError(
+                    f"source {spec}: no split {wanted!r}; the splits are {', '.join(loaded)} (,split=NAME)"
+                )
+            loaded = loaded[wanted]
+        return loaded, list(loaded.column_names or next(iter(loaded), {}))
+    except BuildError:
+        raise
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        if isinstance(error, BuildError):
-            raise
         reason = str(error).strip().split("\n")[0]
-        raise BuildError(f"source {spec}: cannot be opened as a dataset ({type(error).__name__}: {reason})") from error
-    if not isinstance(loaded, dict):
-        return loaded
-    wanted = split or ("train" if "train" in loaded or len(loaded) > 1 else next(iter(loaded)))
-    if wanted not in loaded:
-        raise BuildError(f"source {spec}: no split {wanted!r}; the splits are {', '.join(loaded)} (,split=NAME)")
-    return loaded[wanted]
+        raise BuildError(f"source {spec}: cannot be read as a dataset ({type(error).__name__}: {reason})") from error
+
+
+def looks_local(path_or_id: str) -> bool:
+    """Whether a name can only be a path, so that the hub need not be asked."""
+    return path_or_id.startswith(("/", ".", "~")) or path_or_id.count("/") > 1 or Path(path_or_id).exists()

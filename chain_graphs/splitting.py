@@ -47,7 +47,7 @@ def split_projects(
     for split, (_, names) in requests.items():
         for name in names:
             if name not in sizes:
-                raise BuildError(f"--{split}_projects: no project {name!r}; the corpus has {_some(sorted(sizes))}")
+                raise BuildError(f"--{split}-projects: no project {name!r}; the corpus has {_some(sorted(sizes))}")
             if chosen.setdefault(name, split) != split:
                 raise BuildError(f"project {name!r} is named for both validation and test")
     for split, (fraction, names) in requests.items():

@@ -24,7 +24,7 @@ from pathlib import Path
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from .sources import BuildError
+from .sources import BuildError, looks_local
 
 SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>")
 MASK_TOKEN = "<mask>"
@@ -70,9 +70,7 @@ def train_tokenizer(
     Raises:
         BuildError: the vocabulary is too small to hold the 256 bytes and the special tokens.
     """
-    smallest = 256 + len(SPECIAL_TOKENS) + 1
-    if vocab_size < smallest:
-        raise BuildError(f"--vocab-size is {vocab_size}; a byte-level vocabulary needs at least {smallest} entries")
+    check_vocab_size(vocab_size)
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -110,6 +108,13 @@ def train_tokenizer(
     )
 
 
+def check_vocab_size(vocab_size: int) -> None:
+    """Raise `BuildError` unless a vocabulary holds the 256 bytes and the special tokens."""
+    smallest = 256 + len(SPECIAL_TOKENS) + 1
+    if vocab_size < smallest:
+        raise BuildError(f"--vocab-size is {vocab_size}; a byte-level vocabulary needs at least {smallest} entries")
+
+
 def load_tokenizer(path_or_id: str) -> PreTrainedTokenizerFast:
     """Load a tokenizer and check that chain graphs can be made with it.
 
@@ -119,6 +124,8 @@ def load_tokenizer(path_or_id: str) -> PreTrainedTokenizerFast:
     Raises:
         BuildError: it cannot be loaded, or `check_tokenizer` refuses it.
     """
+    if looks_local(path_or_id) and not Path(path_or_id).expanduser().exists():
+        raise BuildError(f"--tokenizer {path_or_id}: does not exist")
     try:
         tokenizer = AutoTokenizer.from_pretrained(path_or_id)
     except (OSError, ValueError, KeyError) as error:
