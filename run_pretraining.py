@@ -7,18 +7,24 @@ Exit status: 0; 1 when the loss became NaN or infinite; 2 for wrong input.
 
 import json
 import math
-import os
 import re
 import shutil
 import sys
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
 
 import torch
-import yaml
 from graphmert.checkpoint_files import newest_complete_checkpoint, why_incomplete
 from graphmert.collator import GraphMertCollator
+from graphmert.pretraining_arguments import (
+    PROGRAM,
+    DataArguments,
+    ModelArguments,
+    RunArguments,
+    parse_arguments,
+)
 from graphmert.run_summary import (
     environment,
     file_sha256,
@@ -27,9 +33,9 @@ from graphmert.run_summary import (
     plot_history,
 )
 from graphmert.trainer_graphmert import GraphMertTrainer, GraphMertTrainingArguments, NonFiniteLossError
-from transformers import AutoTokenizer, HfArgumentParser, set_seed
+from transformers import AutoTokenizer, PrinterCallback, ProgressCallback, set_seed
+from transformers.utils import logging as hf_logging
 
-PROGRAM = "run_pretraining.py"
 # In the output directory; Trainer leaves names with a leading underscore out of pushes to the Hub.
 DATASET_DIR = "_dataset"
 # The masks of the evaluation are the same for every run, so that runs are scored on the same targets.
@@ -50,193 +56,18 @@ _SAME_WHEN_RESUMING = (
 )
 
 
-@dataclass
-class ModelArguments:
-    """The model: its size or the checkpoint it starts from, and the parts that can be switched."""
-
-    base_model: str | None = field(
-        default=None,
-        metadata={
-            "help": "RoBERTa or CodeBERT checkpoint to start from: hub name or directory. Left out: from scratch."
-        },
-    )
-    hidden_size: int | None = field(default=None, metadata={"help": "Width (768). Only from scratch."})
-    num_hidden_layers: int | None = field(default=None, metadata={"help": "Layers (12). Only from scratch."})
-    num_attention_heads: int | None = field(default=None, metadata={"help": "Heads (12). Only from scratch."})
-    intermediate_size: int | None = field(
-        default=None, metadata={"help": "Width of the feed-forward layers (3072). Only from scratch."}
-    )
-    num_roots: int = field(default=128, metadata={"help": "R: code tokens of a window, <s> and </s> included."})
-    leaves_per_root: int = field(default=7, metadata={"help": "L: leaf slots of each root; 0 switches the graph off."})
-    num_relations: int | None = field(
-        default=None, metadata={"help": "Must equal the data set's number of relations, which is used when left out."}
-    )
-    use_hgat: bool = field(default=True, metadata={"help": "Let relations change leaf embeddings (H-GAT)."})
-    relation_dropout: float = field(default=0.3, metadata={"help": "Dropout on the relation parameters."})
-    dropout: float = field(default=0.1, metadata={"help": "Dropout on hidden states and attention weights."})
-    decay_mode: str = field(
-        default="bias",
-        metadata={"help": "How attention decays with graph distance.", "choices": ["bias", "multiplicative", "none"]},
-    )
-    decay_base: float = field(default=0.6, metadata={"help": "Lambda of the attention decay, between 0 and 1."})
-    decay_offset_init: float = field(default=1.0, metadata={"help": "First value of the learnable distance offset p."})
-    leaf_position: str = field(
-        default="slot",
-        metadata={"help": "Position of a leaf: its canonical slot's or its root's.", "choices": ["slot", "root"]},
-    )
-    mnm_target: str = field(
-        default="relation",
-        metadata={"help": "What masked node modelling predicts.", "choices": ["relation", "tail", "both"]},
-    )
-    mlm_weight: float = field(default=0.6, metadata={"help": "Weight of the masked-language-modelling loss."})
-    mnm_weight: float = field(default=0.4, metadata={"help": "Weight of the masked-node-modelling loss."})
-    span_boundary: bool = field(default=False, metadata={"help": "Add SpanBERT's span-boundary objective."})
-    attn_implementation: str | None = field(
-        default=None, metadata={"help": "Attention backend, for instance eager or sdpa. Left out: the model's choice."}
-    )
-
-
-@dataclass
-class DataArguments:
-    """The data set and how its windows are masked."""
-
-    dataset: str | None = field(
-        default=None, metadata={"help": "Directory built by `python -m graphmert.chain_graphs.build`."}
-    )
-    sources: list[str] | None = field(
-        default=None,
-        metadata={
-            "help": "Build the data set from these sources (stdlib, dir:PATH, pypi:NAME==VERSION, ...) if --dataset is not "
-            "there yet; --dataset then defaults to _dataset in the output directory."
-        },
-    )
-    tokenizer: str | None = field(
-        default=None, metadata={"help": "With --sources: tokenizer to use instead of training one on the corpus."}
-    )
-    vocab_size: int = field(default=16_000, metadata={"help": "With --sources: entries of the trained tokenizer."})
-    validation_fraction: float = field(
-        default=0.1, metadata={"help": "With --sources: share of the code, by project, that is held out."}
-    )
-    num_proc: int = field(
-        default=os.cpu_count() or 1, metadata={"help": "With --sources: processes that read the code."}
-    )
-    layout: str = field(
-        default="compact",
-        metadata={"help": "Nodes of a batch: only those that exist, or all slots.", "choices": ["compact", "padded"]},
-    )
-    mlm_probability: float = field(default=0.15, metadata={"help": "Share of a window's tokens that are masked."})
-    mnm_probability: float = field(default=0.15, metadata={"help": "Share of a window's facts that are masked."})
-    masked_span_leaves: str = field(
-        default="drop",
-        metadata={
-            "help": "Leaves that hang on a masked span: drop them, hide their relation, or keep them.",
-            "choices": ["drop", "hide", "keep"],
-        },
-    )
-    mask_visible_copies: bool = field(default=False, metadata={"help": "Also mask leaves that repeat a masked word."})
-    max_train_windows: int | None = field(
-        default=None, metadata={"help": "Train on so many windows only, evenly spread over the data set."}
-    )
-    max_eval_windows: int | None = field(
-        default=None, metadata={"help": "Evaluate on so many windows only, evenly spread over the data set."}
-    )
-
-
-@dataclass
-class RunArguments:
-    """How the run deals with its output directory and the machine."""
-
-    resume: str | None = field(
-        default=None,
-        metadata={
-            "help": "Go on from this checkpoint directory; 'auto', or no value: from the newest complete one in the output "
-            "directory, or from the start if none is there.",
-            "nargs": "?",
-            "const": "auto",
-        },
-    )
-    overwrite: bool = field(
-        default=False,
-        metadata={"help": "Start anew in an output directory with results; its checkpoints are removed."},
-    )
-    num_threads: int | None = field(
-        default=None, metadata={"help": "CPU threads of PyTorch. Left out: PyTorch's choice."}
-    )
-
-
-class _Parser(HfArgumentParser):
-    """Reports an error in one line."""
-
-    def error(self, message):
-        self.exit(2, f"{PROGRAM}: error: {' '.join(message.split())}\n")
-
-
-def parse_arguments(
-    argv: list[str],
-) -> tuple[ModelArguments, DataArguments, RunArguments, GraphMertTrainingArguments]:
-    """Read a YAML or JSON file, if one comes first, and the options after it, which override the file.
-
-    Args:
-        argv: command line without the program's name.
-
-    Raises:
-        SystemExit: wrong arguments (status 2, one line) or --help.
-    """
-    parser = _Parser(
-        (ModelArguments, DataArguments, RunArguments, GraphMertTrainingArguments),
-        prog=PROGRAM,
-        usage=f"{PROGRAM} [CONFIG.yaml|CONFIG.json] [--option value ...]",
-        description=__doc__,
-        allow_abbrev=False,
-    )
-    for action in parser._actions:
-        # `--bf16` alone means yes, as for options whose default is yes or no.
-        if action.nargs is None and getattr(action.type, "__name__", "") == "string_to_bool":
-            action.nargs, action.const = "?", True
-    try:
-        if argv and not argv[0].startswith("-"):
-            _read_config(parser, argv[0])
-            argv = argv[1:]
-        *arguments, unknown = parser.parse_args_into_dataclasses(
-            argv, look_for_args_file=False, return_remaining_strings=True
-        )
-    except ValueError as error:
-        parser.error(str(error))
-    if unknown:
-        parser.error(f"unknown option {unknown[0]}; --help lists them all")
-    return tuple(arguments)
-
-
-def _read_config(parser: HfArgumentParser, path: str) -> None:
-    """Make a file's values the parser's defaults, checked like those of the command line."""
-    if Path(path).suffix not in (".yaml", ".yml", ".json"):
-        raise ValueError(f"expected a .yaml or .json file or an option, got {path!r}")
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-        values = json.loads(text) if path.endswith(".json") else yaml.safe_load(text)
-    except OSError as error:
-        raise ValueError(f"cannot read {path}: {error.strerror}") from error
-    except (yaml.YAMLError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid: {error}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} must hold options with their values")
-    actions = {action.dest: action for action in reversed(parser._actions) if action.dest != "help"}
-    for name, value in values.items():
-        if name not in actions:
-            raise ValueError(f"unknown option {name!r} in {path}; --help lists them all")
-        if name == "decay_mode" and value is None:
-            value = "none"
-        action = actions[name]
-        if action.nargs == "+":
-            value = [action.type(str(item)) for item in (value if isinstance(value, list) else [value])]
-        elif value is not None and not isinstance(value, dict):
-            try:
-                value = action.type(str(value))
-            except (ValueError, TypeError) as error:
-                raise ValueError(f"{name} in {path} has the value {value!r}: {error}") from error
-        if action.choices is not None and value not in action.choices:
-            raise ValueError(f"{name} in {path} must be one of {', '.join(map(str, action.choices))}, got {value!r}")
-        parser.set_defaults(**{name: value})
+# What the console shows of a log: the figure's name and its label.
+_LOGGED = (
+    ("loss", "loss"),
+    ("mlm_loss", "MLM"),
+    ("mlm_accuracy", "accuracy"),
+    ("sbo_loss", "span boundary"),
+    ("mnm_loss", "MNM"),
+    ("mnm_accuracy", "accuracy"),
+    ("mnm_macro_f1", "macro-F1"),
+    ("grad_norm", "gradient"),
+    ("learning_rate", "lr"),
+)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -251,7 +82,8 @@ def main(argv: list[str] | None = None) -> int:
     model_args, data_args, run_args, args = parse_arguments(sys.argv[1:] if argv is None else argv)
     if run_args.num_threads:
         torch.set_num_threads(run_args.num_threads)
-    start = time.time()
+    hf_logging.disable_progress_bar()
+    clock = [time.time()]
     try:
         checkpoint = prepare_output_dir(run_args, args)
         train_windows, eval_windows, tokenizer, manifest = open_dataset(model_args, data_args, args)
@@ -264,16 +96,17 @@ def main(argv: list[str] | None = None) -> int:
         return _fail(args, error, status=2)
     say = print if trainer.is_world_process_zero() else _silent
     describe_run(say, trainer, model, train_windows, eval_windows)
+    clock.append(time.time())
     try:
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     except NonFiniteLossError as error:
         return _fail(args, error, status=1)
-    train_time_s = time.time() - start
-    metrics = trainer.evaluate()
+    clock.append(time.time())
+    metrics = last_evaluation(trainer)
     save_results(trainer, data_args, args)
     if trainer.is_world_process_zero():
         arguments = {"model": asdict(model_args), "data": asdict(data_args), "run": asdict(run_args)}
-        summarise(say, trainer, metrics, arguments, manifest, train_time_s, checkpoint)
+        summarise(say, trainer, metrics, arguments, manifest, checkpoint, clock)
     trainer.accelerator.wait_for_everyone()
     if args.push_to_hub:
         trainer.push_to_hub()
@@ -379,9 +212,11 @@ def open_dataset(model_args: ModelArguments, data_args: DataArguments, args: Gra
 
 
 def _build_dataset(directory: Path, data_args: DataArguments) -> None:
+    from datasets import disable_progress_bars
     from graphmert.chain_graphs.build import BuildArguments, build_chain_graphs
 
     print(f"building the data set {directory} from {', '.join(data_args.sources)}", flush=True)
+    disable_progress_bars()
     build_chain_graphs(
         BuildArguments(
             source=list(data_args.sources),
@@ -484,6 +319,56 @@ def check_same_model(checkpoint: Path, config) -> None:
             raise ValueError(f"{checkpoint} was trained with {name}={saved[name]!r}, this run has {ours!r}")
 
 
+class _Console(ProgressCallback):
+    """Trainer's progress bar, with one short line for each log instead of a dict."""
+
+    def __init__(self, show_bar: bool):
+        super().__init__()
+        self.show_bar = show_bar
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if self.show_bar:
+            super().on_train_begin(args, state, control, **kwargs)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self.show_bar:
+            super().on_step_end(args, state, control, **kwargs)
+
+    def on_prediction_step(self, args, state, control, **kwargs):
+        if self.show_bar:
+            super().on_prediction_step(args, state, control, **kwargs)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        if self.show_bar:
+            super().on_train_end(args, state, control, **kwargs)
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        prefix = "eval_" if "eval_loss" in (logs or {}) else ""
+        if not state.is_world_process_zero or f"{prefix}loss" not in (logs or {}):
+            return
+        parts = [f"{'held out' if prefix else 'training'}  step {state.global_step:>6,}/{state.max_steps:,}"]
+        for name, label in _LOGGED:
+            if prefix + name in logs:
+                parts.append(f"{label} {logs[prefix + name]:.4g}")
+        line = "  ".join(parts)
+        if self.training_bar is not None:
+            self.training_bar.write(line)
+        else:
+            print(line, flush=True)
+
+
+def last_evaluation(trainer: GraphMertTrainer) -> dict[str, float]:
+    """The figures of the trained model: those of the last epoch's evaluation, if there was one."""
+    for entry in reversed(trainer.state.log_history):
+        if (
+            "eval_loss" in entry
+            and entry["step"] == trainer.state.global_step
+            and not trainer.args.load_best_model_at_end
+        ):
+            return entry
+    return trainer.evaluate()
+
+
 def build_trainer(model, model_args, data_args, args, tokenizer, train_windows, eval_windows) -> GraphMertTrainer:
     """Put collators and trainer together."""
     options = {
@@ -499,7 +384,7 @@ def build_trainer(model, model_args, data_args, args, tokenizer, train_windows, 
         "mask_visible_copies": data_args.mask_visible_copies,
         "span_boundary": model_args.span_boundary,
     }
-    return GraphMertTrainer(
+    trainer = GraphMertTrainer(
         model=model,
         args=args,
         data_collator=GraphMertCollator(**options, seed=args.seed),
@@ -508,6 +393,9 @@ def build_trainer(model, model_args, data_args, args, tokenizer, train_windows, 
         eval_dataset=eval_windows,
         processing_class=tokenizer,
     )
+    trainer.remove_callback(PrinterCallback if args.disable_tqdm else ProgressCallback)
+    trainer.add_callback(_Console(show_bar=not args.disable_tqdm))
+    return trainer
 
 
 def describe_run(say, trainer: GraphMertTrainer, model, train_windows, eval_windows) -> None:
@@ -545,7 +433,7 @@ def save_results(trainer: GraphMertTrainer, data_args: DataArguments, args: Grap
         shutil.copyfile(directory / "manifest.json", Path(args.output_dir) / "manifest.json")
 
 
-def summarise(say, trainer, metrics, arguments, manifest, train_time_s, checkpoint) -> None:
+def summarise(say, trainer, metrics, arguments, manifest, checkpoint, clock) -> None:
     """Score the baselines on the evaluation's masks, print the table, write summary.json and loss.png."""
     from graphmert.chain_graphs.baselines import relation_baselines, unigram_cross_entropy
     from graphmert.modeling_graphmert import parameter_counts
@@ -559,6 +447,8 @@ def summarise(say, trainer, metrics, arguments, manifest, train_time_s, checkpoi
     if arguments["model"]["mnm_target"] != "tail" and arguments["model"]["leaves_per_root"]:
         lookups = relation_baselines(train_windows, eval_windows, collator)
     rows = held_out_rows(metrics, unigram, lookups)
+    clock.append(time.time())
+    times = dict(zip(("prepare", "train", "evaluate"), (b - a for a, b in pairwise(clock)), strict=True))
     summary = {
         "held_out": {name.removeprefix("eval_"): value for name, value in metrics.items()},
         "unigram": unigram,
@@ -571,15 +461,17 @@ def summarise(say, trainer, metrics, arguments, manifest, train_time_s, checkpoi
         "manifest_sha256": file_sha256(output_dir / "manifest.json"),
         "projects_held_out": manifest["splits"]["validation"]["projects"],
         "resumed_from": None if checkpoint is None else str(checkpoint),
-        "time_until_trained_s": round(train_time_s, 1),
+        "times_s": {name: round(seconds, 1) for name, seconds in times.items()},
         "num_processes": args.world_size,
         "environment": environment(),
     }
     (output_dir / "summary.json").write_text(json.dumps(summary, indent=1, default=str) + "\n", encoding="utf-8")
     plot_history(trainer.state.log_history, output_dir / "loss.png", unigram, lookups)
-    say(f"\nheld out: {len(manifest['splits']['validation']['projects'])} projects never trained on")
+    projects = len(manifest["splits"]["validation"]["projects"])
+    say(f"\nheld out: {len(eval_windows):,} windows of {projects} project(s) never trained on")
     say(format_table(rows))
-    say(f"\nmodel, summary.json and loss.png are in {output_dir}")
+    say("\ntime: " + ", ".join(f"{name} {seconds / 60:.1f} min" for name, seconds in times.items()))
+    say(f"model, summary.json and loss.png are in {output_dir}")
 
 
 if __name__ == "__main__":

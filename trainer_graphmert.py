@@ -211,6 +211,8 @@ class GraphMertTrainer(Trainer):
         self.add_callback(_EpochCallback(self))
         self._train_sampler = None
         self._has_diagnostics = False
+        # Elsewhere the check would make every step wait for the device.
+        self._check_each_step = self.args.device.type == "cpu"
         self._reset_training_sums()
 
     @property
@@ -338,7 +340,7 @@ class GraphMertTrainer(Trainer):
         step = self.state.global_step + 1
         bad = torch.where(torch.isfinite(loss.detach()), math.inf, float(step))
         self._first_bad_step = torch.minimum(self._first_bad_step, bad)
-        if loss.device.type == "cpu":
+        if self._check_each_step:
             self._stop_if_not_finite(self._first_bad_step)
 
     def _stop_if_not_finite(self, first_bad_step: torch.Tensor) -> None:

@@ -1,0 +1,205 @@
+"""The command line of `run_pretraining.py`: options by group, from a YAML or JSON file and from the command line."""
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+from transformers import HfArgumentParser
+
+from .trainer_graphmert import GraphMertTrainingArguments
+
+PROGRAM = "run_pretraining.py"
+DESCRIPTION = """Pretrain GraphMERT on code. Reads a data set built by `python -m graphmert.chain_graphs.build`, or builds it
+first (--sources); trains from scratch or from a RoBERTa or CodeBERT checkpoint (--base_model); ends with a table of held-out
+figures beside their baselines. Exit status: 0; 1 when the loss became NaN or infinite; 2 for wrong input."""
+
+
+@dataclass
+class ModelArguments:
+    """The model: its size or the checkpoint it starts from, and the parts that can be switched."""
+
+    base_model: str | None = field(
+        default=None,
+        metadata={
+            "help": "RoBERTa or CodeBERT checkpoint to start from: hub name or directory. Left out: from scratch."
+        },
+    )
+    hidden_size: int | None = field(default=None, metadata={"help": "Width (768). Only from scratch."})
+    num_hidden_layers: int | None = field(default=None, metadata={"help": "Layers (12). Only from scratch."})
+    num_attention_heads: int | None = field(default=None, metadata={"help": "Heads (12). Only from scratch."})
+    intermediate_size: int | None = field(
+        default=None, metadata={"help": "Width of the feed-forward layers (3072). Only from scratch."}
+    )
+    num_roots: int = field(default=128, metadata={"help": "R: code tokens of a window, <s> and </s> included."})
+    leaves_per_root: int = field(default=7, metadata={"help": "L: leaf slots of each root; 0 switches the graph off."})
+    num_relations: int | None = field(
+        default=None, metadata={"help": "Must equal the data set's number of relations, which is used when left out."}
+    )
+    use_hgat: bool = field(default=True, metadata={"help": "Let relations change leaf embeddings (H-GAT)."})
+    relation_dropout: float = field(default=0.3, metadata={"help": "Dropout on the relation parameters."})
+    dropout: float = field(default=0.1, metadata={"help": "Dropout on hidden states and attention weights."})
+    decay_mode: str = field(
+        default="bias",
+        metadata={"help": "How attention decays with graph distance.", "choices": ["bias", "multiplicative", "none"]},
+    )
+    decay_base: float = field(default=0.6, metadata={"help": "Lambda of the attention decay, between 0 and 1."})
+    decay_offset_init: float = field(default=1.0, metadata={"help": "First value of the learnable distance offset p."})
+    leaf_position: str = field(
+        default="slot",
+        metadata={"help": "Position of a leaf: its canonical slot's or its root's.", "choices": ["slot", "root"]},
+    )
+    mnm_target: str = field(
+        default="relation",
+        metadata={"help": "What masked node modelling predicts.", "choices": ["relation", "tail", "both"]},
+    )
+    mlm_weight: float = field(default=0.6, metadata={"help": "Weight of the masked-language-modelling loss."})
+    mnm_weight: float = field(default=0.4, metadata={"help": "Weight of the masked-node-modelling loss."})
+    span_boundary: bool = field(default=False, metadata={"help": "Add SpanBERT's span-boundary objective."})
+    attn_implementation: str | None = field(
+        default=None, metadata={"help": "Attention backend, for instance eager or sdpa. Left out: the model's choice."}
+    )
+
+
+@dataclass
+class DataArguments:
+    """The data set and how its windows are masked."""
+
+    dataset: str | None = field(
+        default=None, metadata={"help": "Directory built by `python -m graphmert.chain_graphs.build`."}
+    )
+    sources: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Build the data set from these sources (stdlib, dir:PATH, pypi:NAME==VERSION, ...) if --dataset is not "
+            "there yet; --dataset then defaults to _dataset in the output directory."
+        },
+    )
+    tokenizer: str | None = field(
+        default=None, metadata={"help": "With --sources: tokenizer to use instead of training one on the corpus."}
+    )
+    vocab_size: int = field(default=16_000, metadata={"help": "With --sources: entries of the trained tokenizer."})
+    validation_fraction: float = field(
+        default=0.1, metadata={"help": "With --sources: share of the code, by project, that is held out."}
+    )
+    num_proc: int = field(
+        default=os.cpu_count() or 1, metadata={"help": "With --sources: processes that read the code."}
+    )
+    layout: str = field(
+        default="compact",
+        metadata={"help": "Nodes of a batch: only those that exist, or all slots.", "choices": ["compact", "padded"]},
+    )
+    mlm_probability: float = field(default=0.15, metadata={"help": "Share of a window's tokens that are masked."})
+    mnm_probability: float = field(default=0.15, metadata={"help": "Share of a window's facts that are masked."})
+    masked_span_leaves: str = field(
+        default="drop",
+        metadata={
+            "help": "Leaves that hang on a masked span: drop them, hide their relation, or keep them.",
+            "choices": ["drop", "hide", "keep"],
+        },
+    )
+    mask_visible_copies: bool = field(default=False, metadata={"help": "Also mask leaves that repeat a masked word."})
+    max_train_windows: int | None = field(
+        default=None, metadata={"help": "Train on so many windows only, evenly spread over the data set."}
+    )
+    max_eval_windows: int | None = field(
+        default=None, metadata={"help": "Evaluate on so many windows only, evenly spread over the data set."}
+    )
+
+
+@dataclass
+class RunArguments:
+    """How the run deals with its output directory and the machine."""
+
+    resume: str | None = field(
+        default=None,
+        metadata={
+            "help": "Go on from this checkpoint directory; 'auto', or no value: from the newest complete one in the output "
+            "directory, or from the start if none is there.",
+            "nargs": "?",
+            "const": "auto",
+        },
+    )
+    overwrite: bool = field(
+        default=False,
+        metadata={"help": "Start anew in an output directory with results; its checkpoints are removed."},
+    )
+    num_threads: int | None = field(
+        default=None, metadata={"help": "CPU threads of PyTorch. Left out: PyTorch's choice."}
+    )
+
+
+class _Parser(HfArgumentParser):
+    """Reports an error in one line."""
+
+    def error(self, message):
+        self.exit(2, f"{PROGRAM}: error: {' '.join(message.split())}\n")
+
+
+def parse_arguments(
+    argv: list[str],
+) -> tuple[ModelArguments, DataArguments, RunArguments, GraphMertTrainingArguments]:
+    """Read a YAML or JSON file, if one comes first, and the options after it, which override the file.
+
+    Args:
+        argv: command line without the program's name.
+
+    Raises:
+        SystemExit: wrong arguments (status 2, one line) or --help.
+    """
+    parser = _Parser(
+        (ModelArguments, DataArguments, RunArguments, GraphMertTrainingArguments),
+        prog=PROGRAM,
+        usage=f"{PROGRAM} [CONFIG.yaml|CONFIG.json] [--option value ...]",
+        description=DESCRIPTION,
+        allow_abbrev=False,
+    )
+    for action in parser._actions:
+        # `--bf16` alone means yes, as for options whose default is yes or no.
+        if action.nargs is None and getattr(action.type, "__name__", "") == "string_to_bool":
+            action.nargs, action.const = "?", True
+    try:
+        if argv and not argv[0].startswith("-"):
+            _read_config(parser, argv[0])
+            argv = argv[1:]
+        *arguments, unknown = parser.parse_args_into_dataclasses(
+            argv, look_for_args_file=False, return_remaining_strings=True
+        )
+    except ValueError as error:
+        parser.error(str(error))
+    if unknown:
+        parser.error(f"unknown option {unknown[0]}; --help lists them all")
+    return tuple(arguments)
+
+
+def _read_config(parser: HfArgumentParser, path: str) -> None:
+    """Make a file's values the parser's defaults, checked like those of the command line."""
+    if Path(path).suffix not in (".yaml", ".yml", ".json"):
+        raise ValueError(f"expected a .yaml or .json file or an option, got {path!r}")
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        values = json.loads(text) if path.endswith(".json") else yaml.safe_load(text)
+    except OSError as error:
+        raise ValueError(f"cannot read {path}: {error.strerror}") from error
+    except (yaml.YAMLError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} must hold options with their values")
+    actions = {action.dest: action for action in reversed(parser._actions) if action.dest != "help"}
+    for name, value in values.items():
+        if name not in actions:
+            raise ValueError(f"unknown option {name!r} in {path}; --help lists them all")
+        if name == "decay_mode" and value is None:
+            value = "none"
+        action = actions[name]
+        if action.nargs == "+":
+            value = [action.type(str(item)) for item in (value if isinstance(value, list) else [value])]
+        elif value is not None and not isinstance(value, dict):
+            try:
+                value = action.type(str(value))
+            except (ValueError, TypeError) as error:
+                raise ValueError(f"{name} in {path} has the value {value!r}: {error}") from error
+        if action.choices is not None and value not in action.choices:
+            raise ValueError(f"{name} in {path} must be one of {', '.join(map(str, action.choices))}, got {value!r}")
+        parser.set_defaults(**{name: value})
