@@ -13,6 +13,15 @@ _MANY_TAILS = {"calls", "declares", "instantiates", "contains", "has_field", "ha
 PREFERS_REVERSED: tuple[bool, ...] = tuple(name in _MANY_TAILS for name in RELATION_NAMES)
 
 
+def is_extra(relation: int, is_reversed: int, has_site: bool, site_in_window: bool) -> bool:
+    """Whether an anchor at the head repeats what another window of the file shows at the tail's own place.
+
+    A class holds any number of methods, a function makes any number of calls: hung on the name, they would crowd out
+    facts that have no other place.
+    """
+    return PREFERS_REVERSED[relation] and not is_reversed and has_site and not site_in_window
+
+
 class Candidate(NamedTuple):
     """An anchor that lies in a window.
 
@@ -22,6 +31,7 @@ class Candidate(NamedTuple):
         relation: relation id.
         reversed: 1 if the leaf carries the owner's name.
         visible: whether the leaf's text also stands among the window's roots.
+        extra: the fact has its place in another window of the file (see `is_extra`); it takes only room that is left.
         leaf: the leaf's token ids.
     """
 
@@ -31,6 +41,7 @@ class Candidate(NamedTuple):
     relation: int
     reversed: int
     visible: bool
+    extra: bool
     leaf: list[int]
 
 
@@ -43,45 +54,46 @@ class Placed(NamedTuple):
     num_tokens: int
 
 
-def place(candidates: list[Candidate], leaves_per_root: int) -> tuple[list[Placed], int]:
+def place(candidates: list[Candidate], leaves_per_root: int) -> tuple[list[Placed], int, int]:
     """Choose one anchor for each fact and give it leaf slots (DESIGN section 2).
 
-    Facts whose leaf the window does not show come first, then the rest, each in the order of the text. A fact takes the
-    first root of its span with room for the whole leaf, else of its other anchors; failing that, the first root with
-    any room, and is cut; failing that, it is dropped.
+    Facts whose leaf the window does not show come first, then the rest, each in the order of the text, and extras after
+    all of them. A fact takes the first root of its span with room for the whole leaf, else of its other anchors; failing
+    that, the first root with any room, and is cut; failing that, it is dropped.
 
     Args:
         candidates: the window's anchors in any order.
         leaves_per_root: L.
 
     Returns:
-        The placed facts, ordered by root and slot, and the number of facts dropped for room.
+        The placed facts, ordered by root and slot, and the facts dropped for room: their own number and that of extras.
     """
     by_fact: dict[int, list[Candidate]] = {}
     for candidate in candidates:
         by_fact.setdefault(candidate.fact, []).append(candidate)
     groups = [sorted(group, key=_anchor_preference) for group in by_fact.values()]
-    groups.sort(key=lambda group: (group[0].visible, group[0].start, group[0].relation, group[0].leaf))
+    groups.sort(key=lambda group: (group[0].extra, group[0].visible, group[0].start, group[0].relation, group[0].leaf))
 
     used: dict[int, int] = {}
     placed: list[Placed] = []
-    num_dropped = 0
+    num_dropped = num_extras_dropped = 0
     for group in groups:
         found = _find_room(group, used, leaves_per_root, whole=True) or _find_room(
             group, used, leaves_per_root, whole=False
         )
         if found is None:
-            num_dropped += 1
+            num_extras_dropped += group[0].extra
+            num_dropped += not group[0].extra
             continue
         placed.append(found)
         used[found.root] = found.slot + found.num_tokens
     placed.sort(key=lambda item: (item.root, item.slot))
-    return placed, num_dropped
+    return placed, num_dropped, num_extras_dropped
 
 
 def _anchor_preference(candidate: Candidate) -> tuple:
     against = bool(candidate.reversed) != PREFERS_REVERSED[candidate.relation]
-    return candidate.visible, against, candidate.start
+    return candidate.extra, candidate.visible, against, candidate.start
 
 
 def _find_room(group: list[Candidate], used: dict[int, int], leaves_per_root: int, whole: bool) -> Placed | None:

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from ..code_graph.schema import RELATION_NAMES
-from .layout import Candidate, place
+from .layout import Candidate, is_extra, place
 
 _SPACE_MARKS = "Ġ▁"
 
@@ -154,21 +154,28 @@ class WindowDataset(Dataset):
 
     def _place_all(self, dataset, progress: bool) -> None:
         anchor_offsets, anchor_start = _flat_column(dataset, "anchor_start")
-        columns = ("length", "relation", "reversed", "fact", "is_use")
+        columns = ("length", "relation", "reversed", "fact", "is_use", "triple")
         anchors = np.stack([anchor_start, *(_flat_column(dataset, f"anchor_{name}")[1] for name in columns)], axis=1)
         leaf_row_offsets, leaf_bounds = _flat_column(dataset, "leaf_offsets")
         leaf_token_offsets, leaf_tokens = _flat_column(dataset, "leaf_ids")
         canonical = self._canonical
 
-        counts = {name: 0 for name in ("facts", "anchors", "dropped", "cut", "windows_without_fact", "outside")}
+        counts = {
+            name: 0 for name in ("facts", "extras", "dropped", "extras_dropped", "cut", "without_fact", "outside")
+        }
         rows: list[tuple] = []
         placed_ids: list[int] = []
+        last_file, sites = -1, {}
         fact_counts = np.zeros(len(self.file_index) + 1, dtype=np.int64)
         token_counts = np.zeros(len(self.file_index) + 1, dtype=np.int64)
         for window in tqdm(range(len(self.file_index)), desc="placing facts", disable=not progress, leave=False):
             file = self.file_index[window]
             start, end = self.token_range[window]
             a, b = anchor_offsets[file], anchor_offsets[file + 1]
+            if file != last_file:
+                last_file = file
+                # Where each triple's tail stands, if the anchors at the tails' places are taken.
+                sites = {row[6]: row[0] for row in anchors[a:b].tolist() if row[3] and self.include_site_anchors}
             low, high = np.searchsorted(anchor_start[a:b], (start, end), side="left")
             roots = self._tokens[self._token_offsets[file] + start : self._token_offsets[file] + end]
             canonical_roots = canonical[roots].tolist()
@@ -180,7 +187,7 @@ class WindowDataset(Dataset):
             bounds = leaf_bounds[leaf_row_offsets[file] + low : leaf_row_offsets[file] + high + 1].tolist()
             base = leaf_token_offsets[file]
             for number, anchor in enumerate(anchors[a + low : a + high].tolist()):
-                first, length, relation, is_reversed, fact, is_use = anchor
+                first, length, relation, is_reversed, fact, is_use, triple = anchor
                 if first + length > end or (is_use and not self.include_uses):
                     counts["outside"] += first + length > end
                     continue
@@ -188,22 +195,27 @@ class WindowDataset(Dataset):
                     continue
                 leaf = leaf_tokens[base + bounds[number] : base + bounds[number + 1]].tolist()
                 visible = _stands_in(canonical[leaf].tolist(), canonical_roots, places)
+                site = sites.get(triple)
+                extra = is_extra(relation, is_reversed, site is not None, site is not None and start <= site < end)
                 # Root 0 is <s>.
-                candidates.append(
-                    Candidate(fact, first - int(start) + 1, length, relation, is_reversed, visible, leaf)
-                )
-            placed, dropped = place(candidates, self.leaves_per_root) if self.leaves_per_root else ([], 0)
+                position = first - int(start) + 1
+                candidates.append(Candidate(fact, position, length, relation, is_reversed, visible, extra, leaf))
+            if self.leaves_per_root:
+                placed, dropped, extras_dropped = place(candidates, self.leaves_per_root)
+            else:
+                placed, dropped, extras_dropped = [], 0, 0
 
             for candidate, root, slot, num_tokens in placed:
                 counts["cut"] += num_tokens < len(candidate.leaf)
+                counts["extras"] += candidate.extra
                 rows.append((*candidate[1:6], root, slot, num_tokens))
                 placed_ids.extend(candidate.leaf[:num_tokens])
                 token_counts[window + 1] += num_tokens
             fact_counts[window + 1] = len(placed)
-            counts["anchors"] += len(candidates)
             counts["facts"] += len(placed) + dropped
             counts["dropped"] += dropped
-            counts["windows_without_fact"] += not placed
+            counts["extras_dropped"] += extras_dropped
+            counts["without_fact"] += not placed
 
         self._counts = counts
         self._fact_offsets = np.cumsum(fact_counts)
@@ -258,8 +270,9 @@ class WindowDataset(Dataset):
         """Counts of what the windows hold and of what did not fit.
 
         Returns:
-            `windows`, `roots`, `leaves`, `nodes_per_window` (mean), `facts` (distinct facts with an anchor inside a
-            window), `facts_placed`, `facts_cut`, `facts_dropped_for_room`, `anchors_across_window_edge`,
+            `windows`, `roots`, `leaves`, `nodes_per_window` (mean), `facts` (distinct facts with a place in the window),
+            `facts_placed`, `facts_cut`, `facts_dropped_for_room`, `extras_placed` (among the placed: facts whose own
+            place is in another window), `extras_without_room` (not among `facts`), `anchors_across_window_edge`,
             `windows_without_fact`, `canonical_slots_used` (share of R(1+L)), `leaves_used` (histogram of used slots
             of roots that have any), and `relations`: placed facts by relation with the share whose leaf stands in
             the window.
@@ -281,9 +294,11 @@ class WindowDataset(Dataset):
             "facts": self._counts["facts"],
             "facts_placed": len(self._facts),
             "facts_cut": int(self._counts["cut"]),
-            "facts_dropped_for_room": self._counts["dropped"],
+            "facts_dropped_for_room": int(self._counts["dropped"]),
+            "extras_placed": int(self._counts["extras"]),
+            "extras_without_room": int(self._counts["extras_dropped"]),
             "anchors_across_window_edge": int(self._counts["outside"]),
-            "windows_without_fact": int(self._counts["windows_without_fact"]),
+            "windows_without_fact": int(self._counts["without_fact"]),
             "canonical_slots_used": float(
                 self.lengths.sum() / (len(self) * self.num_roots * (1 + self.leaves_per_root))
             ),

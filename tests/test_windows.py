@@ -1,15 +1,15 @@
 """Linking, window cutting, leaf placement: hand-written cases, and invariants over a real corpus slice."""
 
+from itertools import pairwise
 from types import SimpleNamespace
 
 import datasets
 import numpy as np
 import pytest
-from tiny import TEXT, tiny_tokenizer
-
 from graphmert.chain_graphs.layout import Candidate, Placed, place
 from graphmert.chain_graphs.linking import ROW_COLUMNS, LeafEncoder, link_file
 from graphmert.chain_graphs.windows import WindowDataset, canonical_ids, cut_windows
+from tiny import TEXT, tiny_tokenizer
 
 CODE = "def load(path):\n    return parse(path)\n"
 
@@ -58,7 +58,7 @@ def test_link_file_hangs_each_triple_at_both_ends():
 def test_link_file_counts_names_that_straddle_tokens_and_keeps_them():
     # This tokenizer knows " path" and "path", so a span inside a word is what straddles.
     inner = triple("pat", "flows_to", "parse")
-    row, stats = link_file(CODE, graph(inner), tiny_tokenizer())
+    _, stats = link_file(CODE, graph(inner), tiny_tokenizer())
     assert stats["anchors"] == 2 and stats["anchors_straddling"] == 1 and stats["triples_linked"] == 1
 
 
@@ -123,12 +123,12 @@ def test_cut_windows_partition_the_file(seed):
     boundaries = np.unique(rng.integers(0, size, 40))
     windows = cut_windows(size, boundaries, rng.integers(0, 4, len(boundaries)), limit)
     assert windows[0][0] == 0 and windows[-1][1] == size
-    assert all(a[1] == b[0] for a, b in zip(windows, windows[1:], strict=False))
+    assert all(a[1] == b[0] for a, b in pairwise(windows))
     assert all(0 < end - start <= limit for start, end in windows)
 
 
-def candidate(fact, start, leaf, relation=5, length=1, is_reversed=0, visible=False):
-    return Candidate(fact, start, length, relation, is_reversed, visible, leaf)
+def candidate(fact, start, leaf, relation=5, length=1, is_reversed=0, visible=False, extra=False):
+    return Candidate(fact, start, length, relation, is_reversed, visible, extra, leaf)
 
 
 def test_place_takes_the_first_root_with_room_and_cuts_or_drops_the_rest():
@@ -137,7 +137,7 @@ def test_place_takes_the_first_root_with_room_and_cuts_or_drops_the_rest():
     third = candidate(2, 1, [5, 6], length=2)
     fourth = candidate(3, 1, [7], length=2)
     fifth = candidate(4, 1, [8], length=2)
-    placed, dropped = place([first, second, third, fourth, fifth], leaves_per_root=3)
+    placed, dropped, _ = place([first, second, third, fourth, fifth], leaves_per_root=3)
     # The one-token leaf finds room beside the first before the third is cut to what is left.
     assert placed == [Placed(first, 1, 0, 2), Placed(third, 1, 2, 1), Placed(second, 2, 0, 2), Placed(fourth, 2, 2, 1)]
     assert dropped == 1
@@ -146,20 +146,38 @@ def test_place_takes_the_first_root_with_room_and_cuts_or_drops_the_rest():
 def test_place_prefers_facts_that_the_window_does_not_show():
     shown = [candidate(i, 1, [i], visible=True) for i in range(3)]
     hidden = candidate(9, 1, [7, 8])
-    placed, dropped = place([*shown, hidden], leaves_per_root=3)
+    placed, dropped, _ = place([*shown, hidden], leaves_per_root=3)
     assert [item.candidate.fact for item in placed] == [9, 0] and dropped == 2
 
 
 def test_place_takes_one_anchor_of_a_fact():
     # A parameter (many per function) hangs on its own place and carries the function's name ...
     at_function, at_parameter = candidate(0, 1, [9], relation=7), candidate(0, 4, [8], relation=7, is_reversed=1)
-    assert place([at_function, at_parameter], 7) == ([Placed(at_parameter, 4, 0, 1)], 0)
+    assert place([at_function, at_parameter], 7) == ([Placed(at_parameter, 4, 0, 1)], 0, 0)
     # ... a type (one per name) hangs on the name and carries the type.
     at_name, at_type = candidate(0, 1, [9], relation=5), candidate(0, 4, [8], relation=5, is_reversed=1)
-    assert place([at_type, at_name], 7) == ([Placed(at_name, 1, 0, 1)], 0)
+    assert place([at_type, at_name], 7) == ([Placed(at_name, 1, 0, 1)], 0, 0)
     # Without room at the preferred place it goes to the other.
     full = candidate(1, 4, [1] * 7, relation=5)
     assert Placed(at_function, 1, 0, 1) in place([full, at_function, at_parameter], 7)[0]
+
+
+def test_place_gives_extras_only_room_that_is_left():
+    extras = [candidate(i, 1, [i, i], relation=0, extra=True) for i in range(2)]
+    own = candidate(9, 1, [7, 8], relation=2, visible=True)
+    placed, dropped, extras_dropped = place([*extras, own], leaves_per_root=4)
+    assert [item.candidate.fact for item in placed] == [9, 0] and (dropped, extras_dropped) == (0, 1)
+
+
+def test_a_fact_with_its_place_in_another_window_is_an_extra():
+    text = "def load():\n" + "    x = 1\n" * 30 + "    return parse(x)\n"
+    row, _ = link_file(text, graph(triple("load", "calls", "parse", text=text)), tiny_tokenizer())
+    windows = WindowDataset(stored(row), tiny_tokenizer(), num_roots=60)
+    placed = [(i, rev) for i in range(len(windows)) for rev in windows[i]["reversed"].tolist()]
+    assert len(windows) > 1 and placed == [(0, 0), (len(windows) - 1, 1)]
+    assert windows.statistics()["extras_placed"] == 1
+    alone = WindowDataset(stored(row), tiny_tokenizer(), num_roots=60, include_site_anchors=False)
+    assert alone.statistics()["extras_placed"] == 0 and alone.statistics()["facts_placed"] == 1
 
 
 def test_place_cuts_a_leaf_longer_than_all_slots():
