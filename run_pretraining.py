@@ -274,8 +274,10 @@ def build_model(model_args: ModelArguments, tokenizer, manifest: dict, verbose: 
     else:
         if given:
             raise ValueError(f"{', '.join(given)} cannot be chosen with --base_model, which brings its own sizes")
+        model = GraphMertForPreTraining.from_roberta(model_args.base_model, verbose=False, **options)
         check_same_vocabulary(model_args.base_model, tokenizer)
-        model = GraphMertForPreTraining.from_roberta(model_args.base_model, verbose=verbose, **options)
+        if verbose:
+            print(model.conversion_report, flush=True)
     if model_args.attn_implementation is not None:
         model.set_attn_implementation(model_args.attn_implementation)
     return model
@@ -289,14 +291,13 @@ def check_same_vocabulary(base_model: str, tokenizer) -> None:
         tokenizer: the data set's.
 
     Raises:
-        ValueError: the vocabularies differ.
+        ValueError: the vocabularies differ, or the checkpoint has none.
     """
-    try:
-        vocabulary = AutoTokenizer.from_pretrained(base_model).get_vocab()
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"{base_model} has no tokenizer that could be compared with the data set's: {error}"
-        ) from error
+    directory = Path(base_model)
+    # Transformers makes up a tokenizer of five entries where there is none.
+    if directory.is_dir() and not any((directory / name).exists() for name in ("tokenizer.json", "vocab.json")):
+        raise ValueError(f"{base_model} has no tokenizer to compare with the data set's; put its tokenizer.json there")
+    vocabulary = AutoTokenizer.from_pretrained(base_model).get_vocab()
     ours = tokenizer.get_vocab()
     if vocabulary != ours:
         different = sum(vocabulary.get(token) != index for token, index in ours.items())

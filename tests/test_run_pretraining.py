@@ -1,0 +1,291 @@
+"""The pretraining program from a data set to a summary, and what it says to wrong input."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from graphmert.chain_graphs.build import BuildArguments, build_chain_graphs
+from graphmert.pretraining_arguments import parse_arguments
+from graphmert.run_summary import format_table, held_out_rows
+from graphmert.trainer_graphmert import GraphMertTrainer, NonFiniteLossError
+from safetensors.torch import load_file
+from transformers import AutoModelForPreTraining, AutoTokenizer, RobertaConfig, RobertaForMaskedLM
+
+import run_pretraining
+
+ROOT = Path(__file__).parent.parent
+MODULE = """
+import json
+
+class {name}(Base):
+    size: int = 0
+
+    def load_{low}(self, path: str, count: int) -> list:
+        text = read(path)
+        result = json.loads(text)
+        for item in result:
+            self.store(item, count)
+        return result
+
+    def store(self, item, count):
+        self.size = self.size + count
+        return item
+
+def make_{low}(path: str) -> {name}:
+    reader = {name}()
+    reader.load_{low}(path, 3)
+    return reader
+"""
+SIZES = ["--hidden_size", "16", "--num_hidden_layers", "1", "--num_attention_heads", "2", "--intermediate_size", "32"]
+SMALL = [*SIZES, "--num_roots", "48", "--leaves_per_root", "3", "--use_cpu", "--disable_tqdm", "true"]
+SMALL += ["--per_device_train_batch_size", "4", "--num_train_epochs", "2", "--logging_steps", "2"]
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    root = tmp_path_factory.mktemp("corpus")
+    for name in ("Reader", "Writer", "Parser", "Loader", "Table", "Graph"):
+        (root / name.lower()).mkdir()
+        (root / name.lower() / "code.py").write_text(MODULE.format(name=name, low=name.lower()))
+    output = tmp_path_factory.mktemp("data") / "set"
+    build_chain_graphs(
+        BuildArguments(
+            source=[f"dir:{root},project=children"], output=str(output), validation_fraction=0.34, vocab_size=400
+        )
+    )
+    return output
+
+
+@pytest.fixture(scope="module")
+def finished(dataset, tmp_path_factory):
+    """A finished run and what it printed."""
+    output = tmp_path_factory.mktemp("run") / "out"
+    done = subprocess.run(
+        [sys.executable, ROOT / "run_pretraining.py", "--dataset", dataset, "--output_dir", output, *SMALL],
+        capture_output=True,
+        text=True,
+        timeout=180,
+        cwd=tmp_path_factory.mktemp("elsewhere"),
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return output, done.stdout
+
+
+def run(*arguments) -> int:
+    return run_pretraining.main([str(argument) for argument in arguments])
+
+
+def error_of(capsys, *arguments) -> str:
+    """The one line that the program prints for wrong arguments."""
+    try:
+        status = run(*arguments)
+    except SystemExit as stop:
+        status = stop.code
+    error = capsys.readouterr().err
+    lines = [line for line in error.splitlines() if line.startswith("run_pretraining.py")]
+    assert status == 2 and len(lines) == 1 and lines[0].startswith("run_pretraining.py: error: "), error
+    return lines[0]
+
+
+def test_run_leaves_a_model_a_summary_and_a_plot(finished, dataset):
+    output, printed = finished
+    assert "parameters" in printed and "relation head" in printed
+    assert "facts placed" in printed and "optimizer steps" in printed
+    summary = json.loads((output / "summary.json").read_text())
+    rows = {(row["figure"], row["who"]): row["values"] for row in summary["table"]}
+    assert rows[("MLM loss (nats)", "model")][0] == pytest.approx(summary["held_out"]["mlm_loss"])
+    assert rows[("MLM loss (nats)", "unigram")][0] > 0
+    lookups = {"majority", "tail's first token", "(head, tail) tokens", "tokens around the head with the tail"}
+    for figure in ("relation accuracy", "relation macro-F1"):
+        assert {who for name, who in rows if name == figure} == lookups | {"model"}
+    for who in ("majority", "tokens around the head with the tail"):
+        assert f"relation accuracy     {who}" in printed
+    # The baselines are measured on the same masks as the model.
+    assert summary["unigram"]["num_tokens_masked"] == summary["held_out"]["mlm_count"]
+    assert summary["lookups"]["majority"]["num_relations_masked"] == summary["held_out"]["mnm_count"]
+    assert summary["arguments"]["training"]["seed"] == 42 and summary["environment"]["versions"]["torch"]
+    assert summary["parameters"]["total"] == sum(v for k, v in summary["parameters"].items() if k != "total")
+    assert (output / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert (output / "manifest.json").read_bytes() == (dataset / "manifest.json").read_bytes()
+    history = json.loads((output / "trainer_state.json").read_text())["log_history"]
+    assert sum("eval_loss" in entry for entry in history) == 2
+
+
+def test_saved_model_loads_as_remote_code(finished):
+    output, _ = finished
+    for directory in (output, *output.glob("checkpoint-*")):
+        model = AutoModelForPreTraining.from_pretrained(directory, trust_remote_code=True)
+        tokenizer = AutoTokenizer.from_pretrained(directory)
+        logits = model(**tokenizer("def f(x): return x", return_tensors="pt")).logits
+        assert logits.shape[-1] == len(tokenizer) and torch.isfinite(logits).all()
+
+
+def test_output_dir_with_results(finished, dataset, tmp_path, capsys):
+    output, _ = finished
+    copy = tmp_path / "copy"
+    shutil.copytree(output, copy)
+    arguments = ("--dataset", dataset, "--output_dir", copy, *SMALL)
+    assert "is not empty; go on with --resume, or start anew with --overwrite" in error_of(capsys, *arguments)
+    assert "exclude each other" in error_of(capsys, *arguments, "--resume", "--overwrite")
+    # The newest checkpoint is broken: the one before it is used, and the same model comes out.
+    first, last = sorted(copy.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    with (last / "model.safetensors").open("r+b") as file:
+        file.truncate(1000)
+    assert f"cannot resume from {last}: model.safetensors has 1000 bytes" in error_of(
+        capsys, *arguments, "--resume", last
+    )
+    (copy / "model.safetensors").unlink()
+    assert run(*arguments, "--resume") == 0
+    printed = capsys.readouterr().out
+    assert f"{last} is incomplete (model.safetensors has 1000 bytes" in printed and f"resuming from {first}" in printed
+    ours, theirs = (load_file(directory / "model.safetensors") for directory in (output, copy))
+    assert max((ours[name] - theirs[name]).abs().max().item() for name in ours) < 1e-5
+    message = error_of(capsys, *arguments, "--resume", "--leaves_per_root", "2")
+    assert "was trained with leaves_per_root=3, this run has 2" in message
+    assert run(*arguments, "--overwrite", "--max_steps", "1", "--eval_strategy", "no", "--save_strategy", "no") == 0
+    assert not list(copy.glob("checkpoint-*"))
+
+
+def test_wrong_data_sets(dataset, tmp_path, capsys):
+    assert "give --dataset DIR, or --sources" in error_of(capsys, "--output_dir", tmp_path / "a", *SMALL)
+    missing = error_of(capsys, "--dataset", tmp_path / "none", "--output_dir", tmp_path / "a", *SMALL)
+    assert "none does not exist" in missing
+    (tmp_path / "empty").mkdir()
+    assert "is not a chain-graph dataset" in error_of(
+        capsys, "--dataset", tmp_path / "empty", "--output_dir", tmp_path / "a", *SMALL
+    )
+    other = ("--dataset", dataset, "--sources", "stdlib", "--output_dir", tmp_path / "a", *SMALL)
+    assert "was built from dir:" in error_of(capsys, *other)
+    relations = ("--dataset", dataset, "--num_relations", "11", "--output_dir", tmp_path / "a", *SMALL)
+    assert "num_relations is 11, but the data set" in error_of(capsys, *relations)
+    nowhere = ("--sources", f"dir:{tmp_path / 'no'}", "--output_dir", tmp_path / "a", *SMALL)
+    assert "no" in error_of(capsys, *nowhere)
+    roots = ("--dataset", dataset, "--output_dir", tmp_path / "a", *SMALL, "--num_roots", "2")
+    assert "num_roots must be at least 3" in error_of(capsys, *roots)
+
+
+def small_roberta(directory: Path, vocab_size: int) -> None:
+    config = RobertaConfig(
+        vocab_size=vocab_size,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=66,
+        type_vocab_size=1,
+    )
+    RobertaForMaskedLM(config).save_pretrained(directory)
+
+
+def test_base_model(dataset, tmp_path, capsys):
+    tokenizer = AutoTokenizer.from_pretrained(dataset / "tokenizer")
+    base = tmp_path / "roberta"
+    small_roberta(base, len(tokenizer))
+    arguments = ["--dataset", dataset, "--base_model", base, "--output_dir", tmp_path / "out", *SMALL[len(SIZES) :]]
+    assert "has no tokenizer" in error_of(capsys, *arguments)
+    tokenizer.save_pretrained(base)
+    assert "hidden_size cannot be chosen with --base_model" in error_of(capsys, *arguments, "--hidden_size", "16")
+    assert run(*arguments, "--max_steps", "2", "--save_strategy", "no") == 0
+    assert "Converted from" in capsys.readouterr().out
+
+    arguments[5] = tmp_path / "out2"
+    tokens = json.loads((base / "tokenizer.json").read_text())
+    vocabulary = tokens["model"]["vocab"]
+    first, second = (next(t for t, i in vocabulary.items() if i == k) for k in (300, 301))
+    vocabulary[first], vocabulary[second] = 301, 300
+    (base / "tokenizer.json").write_text(json.dumps(tokens))
+    assert "2 of them other or elsewhere); build the data set with --tokenizer" in error_of(capsys, *arguments)
+
+    tokenizer.save_pretrained(base)
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**config, "model_type": "bert"}))
+    assert "model_type 'bert'" in error_of(capsys, *arguments)
+
+
+def test_loss_that_is_not_finite_ends_with_status_1(dataset, tmp_path, capsys, monkeypatch):
+    def train(self, **kwargs):
+        raise NonFiniteLossError("the loss is NaN or infinite at step 3; lower learning_rate")
+
+    monkeypatch.setattr(GraphMertTrainer, "train", train)
+    assert run("--dataset", dataset, "--output_dir", tmp_path / "out", *SMALL) == 1
+    error = capsys.readouterr().err
+    assert (
+        error.splitlines()[-1]
+        == "run_pretraining.py: error: the loss is NaN or infinite at step 3; lower learning_rate"
+    )
+
+
+def test_config_file_and_overrides(tmp_path):
+    config = tmp_path / "run.yaml"
+    config.write_text(
+        "hidden_size: 64\nlearning_rate: 1e-3\nsources: [stdlib, 'dir:x']\nuse_hgat: false\ndecay_mode: null\n"
+    )
+    model, data, _, args = parse_arguments([str(config), "--learning_rate", "2e-3", "--use_cpu"])
+    assert model.hidden_size == 64 and model.use_hgat is False and model.decay_mode == "none"
+    assert data.sources == ["stdlib", "dir:x"] and args.learning_rate == 2e-3 and args.weight_decay == 0.01
+    written = tmp_path / "run.json"
+    written.write_text(json.dumps({"hidden_size": 32, "bf16": False}))
+    model, _, run_args, args = parse_arguments([str(written), "--resume"])
+    assert model.hidden_size == 32 and args.bf16 is False and run_args.resume == "auto"
+    assert parse_arguments(["--resume", "auto", "--use_cpu"])[2].resume == "auto"
+
+
+@pytest.mark.parametrize("name", ["setup_sheet.yaml", "small.yaml"])
+def test_shipped_configs_are_valid(name):
+    parse_arguments([str(ROOT / "configs" / name), "--use_cpu"])
+
+
+def test_setup_sheet_gives_the_sheet():
+    model, data, _, args = parse_arguments([str(ROOT / "configs" / "setup_sheet.yaml"), "--use_cpu"])
+    assert (model.num_roots, model.leaves_per_root, model.mlm_weight, model.mnm_weight) == (128, 7, 0.6, 0.4)
+    assert (model.decay_base, model.decay_offset_init, model.relation_dropout, model.dropout) == (0.6, 1.0, 0.3, 0.1)
+    assert (data.mlm_probability, data.mnm_probability) == (0.15, 0.15)
+    assert (args.num_train_epochs, args.per_device_train_batch_size, args.gradient_accumulation_steps) == (25, 32, 2)
+    assert (args.learning_rate, args.min_learning_rate, args.warmup_steps) == (4e-4, 1e-5, 0.1)
+    assert model.base_model == "microsoft/codebert-base" and args.save_every_epochs == 5
+
+
+def test_wrong_arguments(tmp_path, capsys):
+    config = tmp_path / "run.yaml"
+    for text, message in (
+        ("hidden_sise: 64", "unknown option 'hidden_sise'"),
+        ("learning_rate: fast", "learning_rate in"),
+        ("decay_mode: slow", "must be one of bias, multiplicative, none"),
+        ("- 1", "must hold options with their values"),
+        ("a: [", "is not valid"),
+    ):
+        config.write_text(text)
+        assert message in error_of(capsys, config)
+    for arguments, message in (
+        ([tmp_path / "missing.yaml"], "cannot read"),
+        (["--hidden_sise", "3"], "unknown option --hidden_sise"),
+        (["--num_roots", "many"], "invalid int value: 'many'"),
+        (["--mnm_target", "root"], "invalid choice: 'root'"),
+        (["--min_learning_rate", "1"], "min_learning_rate must lie between"),
+        (["corpus.txt"], "expected a .yaml or .json file or an option"),
+    ):
+        assert message in error_of(capsys, *arguments)
+
+
+def test_help_explains_every_option(capsys):
+    with pytest.raises(SystemExit) as stop:
+        run_pretraining.main(["--help"])
+    printed = capsys.readouterr().out
+    assert stop.value.code == 0
+    for option in ("--base_model", "--sources", "--resume", "--save_every_epochs", "--report_to", "--push_to_hub"):
+        assert option in printed
+
+
+def test_table_leaves_out_what_was_not_measured():
+    metrics = {"eval_mlm_loss": 2.0, "eval_mlm_accuracy": 0.5, "eval_mlm_loss_in_leaf": 1.0}
+    rows = held_out_rows(metrics, {"loss": 3.0}, None)
+    assert rows == [
+        ("MLM loss (nats)", "model", [2.0, 1.0, None]),
+        ("MLM loss (nats)", "unigram", [3.0, None, None]),
+        ("MLM accuracy", "model", [0.5, None, None]),
+    ]
+    assert format_table(rows).splitlines()[1].split() == ["MLM", "loss", "(nats)", "model", "2.0000", "1.0000", "-"]
