@@ -26,8 +26,7 @@ class Read(NamedTuple):
 class Definition(NamedTuple):
     """A variable that gets a value computed from the reads numbered first_read to end_read - 1.
 
-    `start` is -1 where the name stops being a variable (deleted, or bound to a function, class or module). A weak
-    definition may or may not happen (a walrus behind `and`), so it does not hide earlier ones.
+    `start` is -1 where the name stops being a variable (deleted, or bound to a function, class or module).
     """
 
     name: str
@@ -36,7 +35,6 @@ class Definition(NamedTuple):
     scope: object
     first_read: int
     end_read: int
-    is_weak: bool
 
 
 class FlowGraph:
@@ -122,9 +120,7 @@ class FlowGraph:
         mask_of: dict[Hashable, int] = {}
         for key, bit in zip(keys, gives, strict=True):
             mask_of[key] = mask_of.get(key, 0) | bit
-        keeps = [
-            -1 if definition.is_weak else ~mask_of[key] for definition, key in zip(self.definitions, keys, strict=True)
-        ]
+        keeps = [~mask_of[key] for key in keys]
         mask_of.pop(None, None)
         entering = self._solve(gives, keeps)
 
@@ -151,8 +147,6 @@ class FlowGraph:
                 continue
             if definition.start < 0:
                 state.pop(key, None)
-            elif definition.is_weak:
-                state[key] = (*state.get(key, ()), definition)[-MAX_REACHING:]
             else:
                 state[key] = (definition,)
         return result

@@ -420,7 +420,7 @@ class PythonReader(ExpressionReader):
             self._block(branch)
             guard = case.child_by_field_id(F_GUARD)
             patterns = [c for c in case.named_children if c.kind_id == CASE_PATTERN]
-            is_final = guard is None and len(patterns) == 1 and self._text(patterns[0])[0].isidentifier()
+            is_final = guard is None and len(patterns) == 1 and self._takes_anything(patterns[0])
             for pattern in patterns:
                 self._pattern(pattern, first, last)
             if guard is not None:
@@ -433,6 +433,11 @@ class PythonReader(ExpressionReader):
                 branch = -1
                 break
         self._block(*ends, *([branch] if branch >= 0 else []))
+
+    def _takes_anything(self, pattern: Node) -> bool:
+        """Whether a `case` pattern is `_` or a bare name."""
+        parts = parts_of(pattern)
+        return not parts or (parts[0].kind_id == DOTTED_NAME and self._text(pattern)[0].isidentifier())
 
     def _pattern(self, pattern: Node, first: int, last: int) -> None:
         """Binds the captures of a `case` pattern and reads the classes and constants it names."""

@@ -10,6 +10,7 @@ from .python_grammar import (
     ATTRIBUTE,
     CALL,
     CONDITIONAL,
+    EXTRAS,
     F_ARGUMENTS,
     F_ATTRIBUTE,
     F_BODY,
@@ -27,6 +28,8 @@ from .python_grammar import (
     INTERPOLATION,
     LEAVES,
     PARAMETERS,
+    PARENTHESES,
+    SPLATS,
     STRING,
     TUPLES,
     WRAPPERS,
@@ -62,7 +65,7 @@ class ExpressionReader:
         self._queue: list[tuple[Scope, Node]] = []
         self._is_collecting = False
         self._depth = 0  # of statements inside statements
-        self._num_maybe = 0  # of conditional operands around the expression being read
+        self._branches: list[int] = []  # blocks that end where an operand begins that may not be evaluated
 
     def _new_scope(self, kind: str, name: Span, parent: Scope | None) -> Scope:
         scope = Scope(kind, name, parent, parent.flow if kind == COMPREHENSION else None)
@@ -80,8 +83,8 @@ class ExpressionReader:
         """Counts a fact that is not made."""
         self.num_skipped[reason] = self.num_skipped.get(reason, 0) + 1
 
-    def _define(self, name: str, start: int, end: int, first: int, last: int, is_weak: bool = False) -> None:
-        self.flow.define(Definition(name, start, end, self.scope, first, last, is_weak))
+    def _define(self, name: str, start: int, end: int, first: int, last: int) -> None:
+        self.flow.define(Definition(name, start, end, self.scope, first, last))
 
     def _block(self, *predecessors: int) -> int:
         number = self.flow.block(*predecessors)
@@ -142,21 +145,44 @@ class ExpressionReader:
             owner_text = self._text(owner)[0]
             self.scope.field_writes.append((owner_text, text, start, end, annotation))
             if first >= 0:
-                written = Definition(text, start, end, self.scope, first, last, False)
+                written = Definition(text, start, end, self.scope, first, last)
                 self.flow.field_targets.append((owner_text, written))
         self._read(owner)
 
     def _annotation(self, node: Node) -> Span:
-        """Reads the names in an annotation and returns its text: quotes off, white space collapsed."""
+        """Reads the names in an annotation and returns its text.
+
+        Quotes and parentheses around the whole are taken off, comments out, and white space is collapsed.
+        """
         was_collecting, self._is_collecting = self._is_collecting, False
         self._read(node)
         self._is_collecting = was_collecting
+        inner = parts_of(node)
+        while len(inner) == 1 and inner[0].kind_id in PARENTHESES:
+            node = inner[0]
+            inner = parts_of(node)
+        if len(inner) == 1:
+            node = inner[0]
         start, end = node.start_byte, node.end_byte
         text = self.source[start:end]
-        if text[-1:] in "'\"" and node.named_child_count == 1 and node.named_children[0].kind_id == STRING:
-            parts = node.named_children[0].named_children
-            text = self.source[parts[0].end_byte : parts[-1].start_byte]
+        if node.kind_id == STRING:
+            quotes = node.named_children
+            if len(quotes) > 1:
+                text = self.source[quotes[0].end_byte : quotes[-1].start_byte]
+        elif "#" in text:
+            text = self._without_comments(node)
         return " ".join(text.split()), start, end
+
+    def _without_comments(self, node: Node) -> str:
+        text, position, stack = "", node.start_byte, [node]
+        while stack:
+            part = stack.pop()
+            if part.kind_id in EXTRAS:
+                text += self.source[position : part.start_byte]
+                position = part.end_byte
+            else:
+                stack.extend(reversed(part.named_children))
+        return text + self.source[position : node.end_byte]
 
     def _parameters(self, scope: Scope, node: Node) -> None:
         """Binds parameters in `scope`; defaults and annotations are read in the scope around it."""
@@ -187,7 +213,7 @@ class ExpressionReader:
     def _enter_parameters(self, scope: Scope) -> None:
         for (name, start, end), _ in scope.parameters:
             if scope.names[name].instance_of is None:
-                scope.flow.define(Definition(name, start, end, scope, 0, 0, False))
+                scope.flow.define(Definition(name, start, end, scope, 0, 0))
 
     # Expressions
 
@@ -248,7 +274,9 @@ class ExpressionReader:
                     stack.append(arguments)
                 if callee is not None:
                     stack.append(callee)
-                    parts, start, end = self._callee(callee)
+                    # `f(*g(x))` parses as a call of `*g`.
+                    inner = callee.named_children if callee.kind_id in SPLATS else ()
+                    parts, start, end = self._callee(inner[0] if inner else callee)
                     if parts is None:
                         self.skip("callee that is not a name")
                     else:
@@ -307,9 +335,11 @@ class ExpressionReader:
             first, self._is_collecting = marks.pop()
             self._bind_walrus(subject, first)
         elif what == MAYBE:
-            self._num_maybe += 1
+            self._branches.append(self.flow.current)
         elif what == SURELY:
-            self._num_maybe -= 1
+            branch = self._branches.pop()
+            if branch != self.flow.current:  # a name was bound meanwhile, or not
+                self._block(self.flow.current, branch)
 
     def _bind_walrus(self, node: Node, first: int) -> None:
         """Binds the target of `:=`, which belongs to the function around any comprehension."""
@@ -317,8 +347,10 @@ class ExpressionReader:
         while self.scope.kind == COMPREHENSION:
             self.scope = self.scope.parent
         name, start, end = self._text(node)
+        if self._branches:
+            self._block(self.flow.current)
         self._bind_variable(name, start, end)
-        self._define(name, start, end, first, len(self.flow.reads), self._num_maybe > 0)
+        self._define(name, start, end, first, len(self.flow.reads))
         self.scope = inner
 
     def _named_expression(self, node: Node, stack: list) -> None:
