@@ -12,6 +12,7 @@ from transformers.models.roberta.modeling_roberta import (
     RobertaModel,
     RobertaPreTrainedModel,
 )
+from transformers.utils import logging
 
 from .configuration_graphmert import GraphMertConfig
 
@@ -51,7 +52,13 @@ class ConversionReport:
     notes: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
-        lines = [f"Converted from {self.source}:", f"  copied: {len(self.copied)} tensors"]
+        groups: dict[str, int] = {}
+        for name in self.copied:
+            parts = name.removeprefix("roberta.").split(".")
+            group = ".".join(parts[:3] if parts[0] == "encoder" else parts[:1])
+            groups[group] = groups.get(group, 0) + 1
+        copied = ", ".join(f"{group} ({count})" for group, count in groups.items())
+        lines = [f"Converted from {self.source}:", f"  copied: {len(self.copied)} tensors: {copied}"]
         lines += [f"  extended: {name}: {text}" for name, text in self.extended.items()]
         lines += [f"  new: {name}" for name in self.new]
         lines += [f"  not used: {name}" for name in self.unused]
@@ -171,14 +178,20 @@ def _load_weights(
                 "(weights_only), or save the checkpoint as model.safetensors."
             )
         raise ValueError(f"{path} has no weights: no *.safetensors file.")
-    source, info = _RobertaCheckpoint.from_pretrained(
-        path,
-        config=config,
-        dtype=torch.float32,
-        use_safetensors=True if safetensors_only else None,
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,
-    )
+    # The library would warn of heads that were not in the checkpoint; the report says it better.
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        source, info = _RobertaCheckpoint.from_pretrained(
+            path,
+            config=config,
+            dtype=torch.float32,
+            use_safetensors=True if safetensors_only else None,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )
+    finally:
+        logging.set_verbosity(verbosity)
     if info["mismatched_keys"]:
         # A classifier of another size (its labels are another task's) is as good as none.
         wrong = [str(key[0]) for key in info["mismatched_keys"] if not str(key[0]).startswith("classifier.")]

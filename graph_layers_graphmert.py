@@ -82,8 +82,13 @@ class _GatherDecay(torch.autograd.Function):
 
 def _gather_columns(table_HT: torch.Tensor, index_BNN: torch.Tensor) -> torch.Tensor:
     """table_HT[h, index_BNN[b, i, k]] as (B, H, N, N)."""
-    # index_select is the fastest of eight ways of writing this on a CPU: 2.6 ms at 16 x 12 x 160 x 160, indexing 17.7 ms.
-    return table_HT.index_select(1, index_BNN.reshape(-1)).view(-1, *index_BNN.shape).transpose(0, 1)
+    # Contiguous, which the fused attention kernels want. Plain indexing takes 17.7 ms at 16 x 12 x 160 x 160 on one core,
+    # this 4.8 ms.
+    num_batch, num_nodes, _ = index_BNN.shape
+    num_heads = table_HT.shape[0]
+    table_BHT = table_HT.expand(num_batch, -1, -1)
+    index_BHP = index_BNN.reshape(num_batch, 1, -1).expand(-1, num_heads, -1)
+    return table_BHT.gather(2, index_BHP).view(num_batch, num_heads, num_nodes, num_nodes)
 
 
 class GraphDecay(nn.Module):

@@ -1,0 +1,153 @@
+"""H-GAT against its reference, values and gradients."""
+
+import random
+
+import naive
+import pytest
+import torch
+from graph_batches import Anchor, Graph, compact_batch, padded_batch
+from graphmert.graph_layers_graphmert import HierarchicalGraphAttention, grouped_linear, head_columns
+from graphmert.modeling_graphmert import GraphMertForPreTraining, GraphMertModel
+from tiny_model import LEAVES, NUM_ROOTS, RELATIONS, batch, graphs, inputs_of, randomize, tiny_config, tiny_model
+
+HIDDEN = 6
+
+
+def _layer(slope: float = 0.2) -> HierarchicalGraphAttention:
+    return randomize(HierarchicalGraphAttention(HIDDEN, RELATIONS, 0.0, slope).double(), seed=3).eval()
+
+
+def _apply(layer, words, graph_batch, num_roots=NUM_ROOTS):
+    real = graph_batch["attention_mask"].bool()
+    is_leaf, is_root = (graph_batch["leaf_index"] >= 0) & real, (graph_batch["leaf_index"] < 0) & real
+    head_mask = head_columns(
+        graph_batch["root_index"], is_root, graph_batch["head_start"], graph_batch["head_length"], num_roots
+    )
+    relation_ids = torch.where(is_leaf, graph_batch["relation_ids"], -1)
+    return layer(words, relation_ids, graph_batch["relation_reversed"], head_mask)
+
+
+@pytest.mark.parametrize("layout", ["compact", "padded"])
+@pytest.mark.parametrize("sizes", [(1,), (NUM_ROOTS, 1, 4)])
+@pytest.mark.parametrize("slope", [0.2, 0.0])
+def test_values_and_gradients_equal_the_loops(sizes, layout, slope):
+    layer = _layer(slope)
+    examples = graphs(seed=5, sizes=sizes)
+    graph_batch = compact_batch(examples) if layout == "compact" else padded_batch(examples, NUM_ROOTS, LEAVES)
+    torch.manual_seed(0)
+    words = torch.randn(*graph_batch["input_ids"].shape, HIDDEN, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(words.shape, dtype=torch.float64)
+    wanted = [words, layer.weight, layer.direction_gain, layer.attention]
+
+    output = _apply(layer, words, graph_batch)
+    expected = naive.hgat(words, graph_batch, layer.weight, layer.direction_gain, layer.attention, slope, NUM_ROOTS)
+    torch.testing.assert_close(output, expected, rtol=1e-10, atol=1e-12)
+    assert not torch.equal(output, words)
+    gradients = torch.autograd.grad((output * weight).sum(), wanted)
+    expected_gradients = torch.autograd.grad((expected * weight).sum(), wanted)
+    for gradient, expected_gradient in zip(gradients, expected_gradients, strict=True):
+        torch.testing.assert_close(gradient, expected_gradient, rtol=1e-9, atol=1e-11)
+    # With one head token alpha is 1, and the attention vectors get no gradient.
+    assert all(gradient.abs().max() > 0 for gradient in (gradients if len(sizes) > 1 else gradients[:3]))
+
+
+def test_one_triple_worked_by_hand():
+    """One leaf, two head tokens, W = 2 I, gain 1: t' = t + 2 (alpha h_1 + (1 - alpha) h_2)."""
+    layer = HierarchicalGraphAttention(2, 1, 0.0, 0.2).double().eval()
+    with torch.no_grad():
+        layer.weight[0] = 2 * torch.eye(2)
+        layer.attention[0, 0] = torch.tensor([1.0, 0.0, 0.0, 1.0])
+    words = torch.tensor([[[1.0, 0.0], [0.0, 3.0], [-4.0, 0.5]]], dtype=torch.float64)
+    relation_ids, reverse = torch.tensor([[-1, -1, 0]]), torch.zeros(1, 3, dtype=torch.long)
+    head_mask = torch.tensor([[[False, False], [False, False], [True, True]]])
+    # e_j = LeakyReLU(2 t_0 + 2 h_j1): LeakyReLU(-8 + 0) = -1.6 and LeakyReLU(-8 + 6) = -0.4.
+    alpha = torch.softmax(torch.tensor([-1.6, -0.4], dtype=torch.float64), 0)
+    expected = words[0, 2] + 2 * (alpha[0] * words[0, 0] + alpha[1] * words[0, 1])
+    output = layer(words, relation_ids, reverse, head_mask)
+    torch.testing.assert_close(output[0, 2], expected)
+    assert torch.equal(output[0, :2], words[0, :2])
+
+
+def test_roots_and_leaves_without_relation_stay():
+    layer, graph_batch = _layer(), batch()
+    graph_batch["relation_ids"][0] = -1
+    words = torch.randn(*graph_batch["input_ids"].shape, HIDDEN, dtype=torch.float64)
+    output = _apply(layer, words, graph_batch)
+    assert torch.equal(output[0], words[0])
+    roots = graph_batch["leaf_index"] < 0
+    assert torch.equal(output[roots], words[roots])
+
+
+def test_starts_as_the_identity():
+    model = GraphMertModel(tiny_config(decay_mode=None)).eval()
+    bare = GraphMertModel(tiny_config(decay_mode=None, use_hgat=False)).eval()
+    bare.load_state_dict(model.state_dict(), strict=False)
+    inputs = inputs_of(batch())
+    assert not any(name.startswith("hgat") for name in bare.state_dict())
+    assert torch.equal(model(**inputs).last_hidden_state, bare(**inputs).last_hidden_state)
+
+
+def test_every_parameter_moves_away_from_the_start():
+    """W gets a gradient at W = 0; gain and attention as soon as W has moved."""
+    torch.manual_seed(0)
+    model = GraphMertForPreTraining(tiny_config())
+    graph_batch = batch(seed=2, sizes=(NUM_ROOTS,) * 6)
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    for _ in range(2):
+        optimizer.zero_grad()
+        model(**graph_batch).loss.backward()
+        optimizer.step()
+    still = [name for name, value in model.named_parameters() if torch.equal(value, before[name])]
+    assert still == []
+
+
+def test_masked_relation_and_directions_have_their_own_parameters():
+    """The same triple as relation 2, as the masked relation, and read backwards gives three results."""
+    layer = _layer()
+    words = torch.randn(1, 4, HIDDEN, dtype=torch.float64)
+    states = []
+    for relation, direction in ((2, 0), (RELATIONS, 0), (2, 1), (RELATIONS, 1)):
+        graph_batch = compact_batch([Graph([5, 6, 7], [Anchor(1, 0, [8], relation, 0, 2, direction)])])
+        states.append(_apply(layer, words, graph_batch)[0, 3])
+    for i in range(4):
+        for j in range(i):
+            assert (states[i] - states[j]).abs().max() > 1e-3
+
+
+def test_order_of_triples_is_irrelevant():
+    model = tiny_model(GraphMertModel)
+    examples = graphs(seed=9)
+    one, other = compact_batch(examples), compact_batch(examples, permute_leaves=random.Random(1))
+    assert not torch.equal(one["input_ids"], other["input_ids"])
+    with torch.no_grad():
+        states, permuted = (model(**inputs_of(b)).last_hidden_state for b in (one, other))
+    for b in range(len(examples)):
+        nodes = [
+            list(zip(x["root_index"][b].tolist(), x["leaf_index"][b].tolist(), strict=True)) for x in (one, other)
+        ]
+        for n in range(int(one["attention_mask"][b].sum())):
+            torch.testing.assert_close(permuted[b, nodes[1].index(nodes[0][n])], states[b, n], rtol=1e-10, atol=1e-12)
+
+
+def test_relation_dropout_only_while_training():
+    model = tiny_model(GraphMertModel, relation_dropout=0.9)
+    inputs = inputs_of(batch())
+    with torch.no_grad():
+        still = [model(**inputs).last_hidden_state for _ in range(2)]
+        model.train()
+        moved = [model(**inputs).last_hidden_state for _ in range(2)]
+    assert torch.equal(*still)
+    assert not torch.equal(*moved)
+
+
+def test_grouped_linear_with_empty_groups():
+    weight = torch.randn(4, 3, 3, dtype=torch.float64, requires_grad=True)
+    rows = torch.randn(5, 3, dtype=torch.float64)
+    output = grouped_linear(rows, [0, 2, 0, 3], weight)
+    expected = torch.stack([rows[m] @ weight[1 if m < 2 else 3].t() for m in range(5)])
+    torch.testing.assert_close(output, expected)
+    nothing = grouped_linear(rows[:0], [0, 0, 0, 0], weight)
+    assert nothing.shape == (0, 3)
+    (gradient,) = torch.autograd.grad(nothing.sum(), weight)
+    assert gradient.abs().max() == 0
