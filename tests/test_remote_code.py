@@ -47,7 +47,7 @@ for name in ABSENT:
         continue
     raise SystemExit(name + " can be imported")
 import torch, transformers
-torch.set_num_threads(1)
+torch.set_num_threads(int(sys.argv[4]))
 from transformers import AutoConfig, AutoTokenizer
 
 results = {}
@@ -106,7 +106,16 @@ def test_auto_classes_in_a_process_without_the_project(tmp_path, tokenizer):
     (tmp_path / "elsewhere").mkdir()
     # -I: neither the working directory nor PYTHONPATH is searched.
     run = subprocess.run(
-        [sys.executable, "-I", "-c", STRANGER, json.dumps(folders), str(tmp_path / "results.pt"), CODE],
+        [
+            sys.executable,
+            "-I",
+            "-c",
+            STRANGER,
+            json.dumps(folders),
+            str(tmp_path / "results.pt"),
+            CODE,
+            str(torch.get_num_threads()),
+        ],
         cwd=tmp_path / "elsewhere",
         env={**os.environ, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"},
         capture_output=True,
