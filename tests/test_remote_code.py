@@ -64,7 +64,8 @@ for auto_name, folder in json.loads(sys.argv[1]).items():
     # What was loaded can be saved again and loaded again.
     model.save_pretrained(folder + "/again")
     again = getattr(transformers, auto_name).from_pretrained(folder + "/again", trust_remote_code=True)
-    results[auto_name]["again"] = again(**inputs)[0].detach()
+    with torch.no_grad():
+        results[auto_name]["again"] = again(**inputs)[0]
 torch.save(results, sys.argv[2])
 print(sorted(name for name in sys.modules if name.split(".")[0] in ABSENT))
 """
