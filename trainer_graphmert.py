@@ -87,8 +87,9 @@ class GraphMertTrainingArguments(TrainingArguments):
     label_names: list[str] | None = field(
         default_factory=lambda: ["labels", "relation_labels"], metadata={"help": "The batch's label tensors."}
     )
+    # Every parameter of GraphMertForPreTraining takes part in every batch, so DDP need not look for those that do not.
     ddp_find_unused_parameters: bool | None = field(
-        default=True, metadata={"help": "Let DistributedDataParallel look for parameters without gradient."}
+        default=False, metadata={"help": "Let DistributedDataParallel look for parameters without gradient."}
     )
 
     def __post_init__(self):
@@ -456,4 +457,13 @@ class GraphMertTrainer(Trainer):
                 save_total_limit=limit,
                 best_model_checkpoint=self.state.best_model_checkpoint,
                 use_mtime=True,
+            )
+
+    def _issue_warnings_after_load(self, load_result) -> None:
+        """Refuse to resume weights that are not the model's; tied weights are saved once and are not missing."""
+        tied = self.model.all_tied_weights_keys
+        wrong = [name for name in load_result.missing_keys if name not in tied] + load_result.unexpected_keys
+        if wrong:
+            raise ValueError(
+                f"the checkpoint is of another model: {', '.join(wrong[:5])} stand in one of the two only"
             )

@@ -1,6 +1,7 @@
 """The pretraining program from a data set to a summary, and what it says to wrong input."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from graphmert.chain_graphs.build import BuildArguments, build_chain_graphs
 from graphmert.pretraining_arguments import parse_arguments
 from graphmert.run_summary import format_table, held_out_rows
 from graphmert.trainer_graphmert import GraphMertTrainer, NonFiniteLossError
+from hub_server import HubServer
 from safetensors.torch import load_file
 from transformers import AutoModelForPreTraining, AutoTokenizer, RobertaConfig, RobertaForMaskedLM
 
@@ -62,17 +64,23 @@ def dataset(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def finished(dataset, tmp_path_factory):
-    """A finished run and what it printed."""
+    """A finished run that pushed to a hub: its directory, what it printed, and the hub."""
     output = tmp_path_factory.mktemp("run") / "out"
-    done = subprocess.run(
-        [sys.executable, ROOT / "run_pretraining.py", "--dataset", dataset, "--output_dir", output, *SMALL],
-        capture_output=True,
-        text=True,
-        timeout=180,
-        cwd=tmp_path_factory.mktemp("elsewhere"),
-    )
+    command = [sys.executable, ROOT / "run_pretraining.py", "--dataset", dataset, "--output_dir", output, *SMALL]
+    command += ["--push_to_hub", "--hub_model_id", "someone/tiny", "--report_to", "tensorboard"]
+    with HubServer() as hub:
+        environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_token", "HF_HUB_OFFLINE": "0"}
+        environment["TENSORBOARD_LOGGING_DIR"] = str(output / "_tensorboard")
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            timeout=180,
+            cwd=tmp_path_factory.mktemp("elsewhere"),
+            env=environment,
+        )
     assert done.returncode == 0, done.stderr[-3000:]
-    return output, done.stdout
+    return output, done.stdout, hub
 
 
 def run(*arguments) -> int:
@@ -92,7 +100,7 @@ def error_of(capsys, *arguments) -> str:
 
 
 def test_run_leaves_a_model_a_summary_and_a_plot(finished, dataset):
-    output, printed = finished
+    output, printed, _ = finished
     assert "parameters" in printed and "relation head" in printed
     assert "facts placed" in printed and "optimizer steps" in printed
     summary = json.loads((output / "summary.json").read_text())
@@ -116,7 +124,7 @@ def test_run_leaves_a_model_a_summary_and_a_plot(finished, dataset):
 
 
 def test_saved_model_loads_as_remote_code(finished):
-    output, _ = finished
+    output, _, _ = finished
     for directory in (output, *output.glob("checkpoint-*")):
         model = AutoModelForPreTraining.from_pretrained(directory, trust_remote_code=True)
         tokenizer = AutoTokenizer.from_pretrained(directory)
@@ -124,8 +132,22 @@ def test_saved_model_loads_as_remote_code(finished):
         assert logits.shape[-1] == len(tokenizer) and torch.isfinite(logits).all()
 
 
+def test_pushes_to_the_hub_are_whole(finished):
+    """The first push, during training, already has the code that its config names."""
+    output, _, hub = finished
+    code = {"modeling_graphmert.py", "configuration_graphmert.py"}
+    assert len(hub.commits) >= 2 and "Training in progress, epoch 1" in hub.commits[0]["summary"]
+    for commit in (hub.commits[0], hub.commits[-1]):
+        assert {"config.json", "model.safetensors", "tokenizer.json"} | code <= {*commit["files"]} | {*hub.files}
+    assert code <= {*hub.commits[0]["files"]}
+    assert not [name for name in hub.files if name.startswith(("_dataset", "checkpoint-"))]
+    assert hub.files["model.safetensors"] == (output / "model.safetensors").read_bytes()
+    assert "summary.json" in hub.files and "loss.png" in hub.files
+    assert list((output / "_tensorboard").rglob("events.*"))
+
+
 def test_output_dir_with_results(finished, dataset, tmp_path, capsys):
-    output, _ = finished
+    output, _, _ = finished
     copy = tmp_path / "copy"
     shutil.copytree(output, copy)
     arguments = ("--dataset", dataset, "--output_dir", copy, *SMALL)
