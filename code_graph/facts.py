@@ -220,7 +220,9 @@ class Resolver:
     # Facts at definitions
 
     def _fact(self, head: Span, relation: str, tail: Span, is_use: bool = False) -> None:
-        self.triples.append(Triple(head[0], head[1], head[2], relation, tail[0], tail[1], tail[2], is_use))
+        # A parser that recovers from an error makes up names of no length.
+        if head[1] < head[2] and tail[1] < tail[2]:
+            self.triples.append(Triple(head[0], head[1], head[2], relation, tail[0], tail[1], tail[2], is_use))
 
     def _at_definition(self, scope: Scope) -> None:
         for relation, head, tail in scope.facts:
@@ -276,7 +278,7 @@ class Resolver:
                 facts.append((True, HAS_PARAMETER, symbol.scope.name))
             if symbol.annotation is not None:
                 facts.append((False, HAS_TYPE, symbol.annotation))
-        return facts
+        return [fact for fact in facts if fact[2][1] < fact[2][2]]
 
     def _at_attributes(self, scope: Scope) -> None:
         """Members read from the instance: what holds them, and the declared type of fields."""

@@ -520,7 +520,9 @@ class PythonReader(ExpressionReader):
                 name, local = child.child_by_field_id(F_NAME), child.child_by_field_id(F_ALIAS)
                 if name is None or local is None:
                     continue
-            member = self._dotted(name)
+            member = self._text(name)
+            if name.named_child_count != 1:  # a dotted name, which Python refuses here
+                continue
             bound = self._text(local) if local is not None else member
             symbol = self._bind_definition(bound[0], MEMBER_IMPORT)
             if symbol.imported is None:

@@ -171,7 +171,7 @@ class ExpressionReader:
                 text = self.source[quotes[0].end_byte : quotes[-1].start_byte]
         elif "#" in text:
             text = self._without_comments(node)
-        return " ".join(text.split()), start, end
+        return " ".join(text.split()) or self.source[start:end], start, end
 
     def _without_comments(self, node: Node) -> str:
         text, position, stack = "", node.start_byte, [node]
