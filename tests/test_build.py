@@ -366,3 +366,17 @@ def test_real_code_graphs(tmp_path, capsys):
     assert manifest["linking"]["heads_linked"] == manifest["linking"]["heads"]
     assert all(len(row["anchor_start"]) > 30 for row in splits["train"])
     assert "written to" in capsys.readouterr().out
+
+
+def test_given_tokenizer_is_used_without_its_truncation(corpus, tmp_path):
+    from graphmert.chain_graphs.tokenizer import train_tokenizer
+
+    given = train_tokenizer([project_text(3)], 300)
+    given.backend_tokenizer.enable_truncation(16)
+    given.save_pretrained(tmp_path / "given")
+    assert '"max_length": 16' in (tmp_path / "given" / "tokenizer.json").read_text()
+    build_chain_graphs(arguments(corpus, tmp_path / "data", tokenizer=str(tmp_path / "given")), extract=stub_extract)
+    splits, manifest, tokenizer = load_chain_graphs(tmp_path / "data")
+    assert manifest["tokenizer"]["name"] == str(tmp_path / "given")
+    assert tokenizer.get_vocab() == given.get_vocab()
+    assert all(row["char_ends"][-1] == len(row["code"]) for rows in splits.values() for row in rows)
