@@ -154,7 +154,8 @@ def prepare_output_dir(run_args: RunArguments, args: GraphMertTrainingArguments)
                 else f"no complete checkpoint in {output_dir}, starting anew"
             )
         return checkpoint
-    old = [path for path in output_dir.glob("*") if path.name != DATASET_DIR] if output_dir.exists() else []
+    # Another process may be building the data set already.
+    old = [path for path in output_dir.glob("*") if not re.match(rf"(\.{DATASET_DIR}\.|{DATASET_DIR}$)", path.name)]
     if old and not run_args.overwrite:
         raise ValueError(f"output_dir {output_dir} is not empty; go on with --resume, or start anew with --overwrite")
     with args.main_process_first(desc="removing old checkpoints"):

@@ -44,7 +44,24 @@ def make_{low}(path: str) -> {name}:
 """
 SIZES = ["--hidden_size", "16", "--num_hidden_layers", "1", "--num_attention_heads", "2", "--intermediate_size", "32"]
 SMALL = [*SIZES, "--num_roots", "48", "--leaves_per_root", "3", "--use_cpu", "--disable_tqdm", "true"]
-SMALL += ["--per_device_train_batch_size", "4", "--num_train_epochs", "2", "--logging_steps", "2"]
+SMALL += [
+    "--num_threads",
+    "1",
+    "--per_device_train_batch_size",
+    "4",
+    "--num_train_epochs",
+    "2",
+    "--logging_steps",
+    "2",
+]
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -131,6 +131,11 @@ def test_accumulation_changes_nothing(tmp_path, mnm_target):
         logs.append(history(trainer))
     for other in logs[1:]:
         assert_same_logs(logs[0], other)
+    # And all of them are what the model itself says of the first eight windows.
+    batch = next(iter(tiny_trainer(tmp_path, num_windows=28, collator=trainer.data_collator).get_train_dataloader()))
+    output, first = tiny_model(mnm_target=mnm_target)(**batch), logs[0][0]
+    for name in ("loss", "mlm_loss", "mnm_loss"):
+        assert first[name] == pytest.approx(output[name].item(), rel=1e-6), name
 
 
 def assert_same_logs(first: list[dict], second: list[dict], names=COMPARED) -> None:
