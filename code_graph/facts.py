@@ -126,7 +126,7 @@ class Resolver:
 
     # Resolution
 
-    def resolve(self, scope: Scope | None, parts: tuple[str | None, ...]) -> tuple[str, Scope | None, bool]:
+    def resolve(self, scope: Scope | None, parts: tuple[str | None, ...]) -> tuple[str, Scope | None]:
         """What a dotted name stands for.
 
         Args:
@@ -134,45 +134,44 @@ class Resolver:
             parts: its parts; the first is None where it is an expression, "super()" where it is the parent class.
 
         Returns:
-            Its text, qualified as far as the file resolves it; the function or class of this file that it names, or
-            None; and whether its text is known to be complete (imported, built in or defined here).
+            Its text, qualified as far as the file resolves it, and the function or class of this file that it names,
+            or None.
         """
         first, last = parts[0], parts[-1]
         if first is None or scope is None:
-            return last, None, False
+            return last, None
         if first == PARENT:
             owner = self._class_around(scope)
             for base in self._bases_of(owner) if owner is not None else ():
                 found = self._walk(base, parts[1:])
                 if found is not None:
                     return found
-            return last, None, False
+            return last, None
         symbol = scope.lookup(first)
         if symbol is None:
-            known = first in self.builtin_names
-            return (".".join(parts) if known else last), None, known
+            return (".".join(parts) if first in self.builtin_names else last), None
         if symbol.kind in (IMPORT, MEMBER_IMPORT):
-            return ".".join((symbol.imported, *parts[1:])), None, True
+            return ".".join((symbol.imported, *parts[1:])), None
         if symbol.definitions:
             target = symbol.definitions[0]
             if len(parts) == 1:
-                return target.qualified, target, True
+                return target.qualified, target
             if target.kind == CLASS:
                 found = self._walk(target, parts[1:])
-                return found if found is not None else (".".join((target.qualified, *parts[1:])), None, True)
-            return last, None, False
+                return found if found is not None else (".".join((target.qualified, *parts[1:])), None)
+            return last, None
         owner = symbol.instance_of
         if owner is not None and len(parts) == 1:
-            return (owner.qualified, owner, True) if symbol.is_class else (first, None, False)
+            return (owner.qualified, owner) if symbol.is_class else (first, None)
         if owner is None and symbol.annotation is not None:
             owner = self._declared_class(symbol.scope, symbol.annotation)
         if owner is not None and len(parts) > 1:
             found = self._walk(owner, parts[1:])
             if found is not None:
                 return found
-        return last, None, False
+        return last, None
 
-    def _walk(self, owner: Scope, parts: tuple[str, ...]) -> tuple[str, Scope | None, bool] | None:
+    def _walk(self, owner: Scope, parts: tuple[str, ...]) -> tuple[str, Scope | None] | None:
         """Resolves `parts` as members of a class, through fields whose declared type is a class of this file."""
         for index, name in enumerate(parts):
             found = self.member(owner, name)
@@ -182,7 +181,7 @@ class Resolver:
             if symbol is not None:
                 target = symbol.definitions[0]
                 if index == len(parts) - 1:
-                    return target.qualified, target, True
+                    return target.qualified, target
                 if target.kind != CLASS:
                     return None
                 owner = target
@@ -313,7 +312,7 @@ class Resolver:
 
     def _callee(self, scope: Scope, parts: tuple[str | None, ...]) -> tuple[str, str, Span | None]:
         """Relation and text for a callee, and its declared return type where it is a function of this file."""
-        text, target, _ = self.resolve(scope, parts)
+        text, target = self.resolve(scope, parts)
         if target is not None:
             if target.kind == CLASS:
                 return INSTANTIATES, text, None

@@ -10,6 +10,18 @@ What counts as what:
     - Comprehension variables live in a scope of their own: they take part in data flow but no function declares them.
     - A lambda is a scope without a name: its calls belong to the function around it, its variables to nobody.
     - An annotation is read for the names it mentions; it is no data flow.
+
+Data flow (`flows_to`) joins variables of one scope: a function (parameters included), a class body or the module,
+each with its comprehensions.
+    - Targets: assignment (element by element where both sides are written out), augmented assignment, `for`, `with`,
+      `:=`, comprehension variables and the captures of `case`. `self.x = v` makes the field `x` a target; fields are
+      never sources. `a[i] = v` and `a.x = v` bind no variable.
+    - Sources: every variable read in the expression, at each definition that may reach it, lambda bodies left out.
+      Names that are bound by `def`, `class` or `import` are no variables; a name declared `global` or `nonlocal` has
+      only the definitions of the scope itself. A returned value flows to nothing.
+    - Paths: branches, loops with `else`, `break`, `continue`, `return`, `raise`, `match`. Any point of a `try` body
+      may raise; a `finally` is followed once after normal and once after interrupted control. `with` is taken never
+      to swallow an exception.
 """
 
 from tree_sitter import Node

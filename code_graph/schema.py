@@ -31,7 +31,8 @@ RELATIONS: tuple[Relation, ...] = (
     ),
     Relation(
         "declares",
-        "The function named by the head binds the local variable named by the tail in its body.",
+        "The function named by the head binds the local variable named by the tail in its body; parameters, comprehension "
+        "variables and names of imports and definitions are not meant.",
         "def load(path):\n    text = 1\n",
         ("load", "text"),
     ),
@@ -69,7 +70,7 @@ RELATIONS: tuple[Relation, ...] = (
     ),
     Relation(
         "has_parameter",
-        "The function named by the head has the parameter named by the tail.",
+        "The function named by the head has the parameter named by the tail, `self` and `cls` included.",
         "def load(path):\n    pass\n",
         ("load", "path"),
     ),
@@ -94,8 +95,8 @@ RELATIONS: tuple[Relation, ...] = (
     ),
     Relation(
         "flows_to",
-        "The value bound to the variable in the head (at the definition that reaches the use) is read to compute the value "
-        "bound to the variable in the tail.",
+        "The value bound to the variable in the head (at a definition that reaches the read) is read to compute the value "
+        "bound to the variable in the tail, in the same scope. A field of the instance may be a tail, never a head.",
         "def double(x):\n    y = x + x\n",
         ("x", "y"),
     ),

@@ -113,7 +113,7 @@ class Scope:
             self.function = parent.function if kind in (LAMBDA, COMPREHENSION) and parent is not None else None
         outer = parent.qualified if parent is not None else ""
         self.qualified = outer if not name[0] else f"{outer}.{name[0]}" if outer else name[0]
-        self.flow = FlowGraph() if flow is None else flow
+        self.flow: FlowGraph | None = FlowGraph() if flow is None else flow
         self.names: dict[str, Symbol] = {}
         self.uses: list[Span] = []
         self.attributes: list[tuple[str, str, int, int]] = []
@@ -149,3 +149,9 @@ class Scope:
                     return symbol if symbol is not None and symbol.kind != OUTER else None
             scope = scope.parent
         return None
+
+    def release(self) -> None:
+        """Drops what ties scopes into cycles, so that they are freed at once."""
+        self.names.clear()
+        self.parent = self.function = None
+        self.flow = None

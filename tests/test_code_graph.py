@@ -1,10 +1,13 @@
 """Python's code graph: full sets of triples for small snippets, spans, and behaviour on hostile text."""
 
+import doctest
+import gc
 import importlib.util
 import random
 import subprocess
 import sys
 
+import graphmert.code_graph
 import pytest
 from graphmert.code_graph import LANGUAGES, RELATION_IDS, RELATION_NAMES, RELATIONS, extract
 
@@ -22,6 +25,17 @@ def facts(source, *relations):
 
 def check(source, expected, *relations):
     assert facts(source, *relations) == sorted(line.strip() for line in expected.strip().splitlines())
+
+
+def test_example_of_the_package():
+    outcome = doctest.testmod(graphmert.code_graph)
+    assert outcome.attempted >= 2 and outcome.failed == 0
+
+
+def test_reading_leaves_nothing_to_the_cycle_collector():
+    gc.collect()
+    extract("class A:\n    def f(self, x):\n        y = [z for z in x]\n        return lambda: self.f(y)\n")
+    assert gc.collect() == 0 and gc.isenabled()
 
 
 def test_schema():
