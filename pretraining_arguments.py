@@ -86,6 +86,12 @@ class DataArguments:
     num_proc: int = field(
         default=os.cpu_count() or 1, metadata={"help": "With --sources: processes that read the code."}
     )
+    include_uses: bool = field(
+        default=True, metadata={"help": "Take facts that hang on uses of a name whose definition is elsewhere."}
+    )
+    include_site_anchors: bool = field(
+        default=True, metadata={"help": "Take facts anchored at the tail's place, which carry the owner's name."}
+    )
     layout: str = field(
         default="compact",
         metadata={"help": "Nodes of a batch: only those that exist, or all slots.", "choices": ["compact", "padded"]},

@@ -205,6 +205,8 @@ def open_dataset(model_args: ModelArguments, data_args: DataArguments, args: Gra
                 tokenizer,
                 num_roots=model_args.num_roots,
                 leaves_per_root=model_args.leaves_per_root,
+                include_uses=data_args.include_uses,
+                include_site_anchors=data_args.include_site_anchors,
                 max_windows=limit,
                 progress=args.local_process_index == 0 and not args.disable_tqdm,
             )

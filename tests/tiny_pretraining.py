@@ -15,6 +15,8 @@ from tiny import random_window, tiny_tokenizer
 from torch.utils.data import Dataset
 
 NUM_ROOTS, LEAVES = 24, 3
+# PyTorch waits so many seconds for a kept worker to end before it ends it.
+torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL = 0.2
 
 
 class RandomWindows(Dataset):
