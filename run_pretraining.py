@@ -65,6 +65,9 @@ _LOGGED = (
     ("mnm_loss", "MNM"),
     ("mnm_accuracy", "accuracy"),
     ("mnm_macro_f1", "macro-F1"),
+    ("mnm_relation_accuracy", "relation accuracy"),
+    ("mnm_relation_macro_f1", "macro-F1"),
+    ("mnm_tail_accuracy", "tail accuracy"),
     ("grad_norm", "gradient"),
     ("learning_rate", "lr"),
 )

@@ -125,10 +125,11 @@ def plot_history(
         points = [(entry["step"], entry[name]) for entry in history if name in entry]
         return [step for step, _ in points], [value for _, value in points]
 
+    both = any("mnm_relation_accuracy" in entry for entry in history)
     panels = (
         ("MLM loss (nats)", "mlm_loss", [("unigram", (unigram or {}).get("loss"))]),
         ("MNM loss (nats)", "mnm_loss", []),
-        ("MNM accuracy", "mnm_accuracy", []),
+        ("relation accuracy", "mnm_relation_accuracy", []) if both else ("MNM accuracy", "mnm_accuracy", []),
     )
     if lookups:
         best = max(lookups, key=lambda name: lookups[name].get("accuracy", 0.0))

@@ -383,8 +383,9 @@ class GraphMertTrainer(Trainer):
         if mnm_steps:
             figures["mnm_loss"] = mnm / mnm_steps
         if target != "tail" and confusion.sum():
-            figures["mnm_accuracy"] = float(np.trace(confusion) / confusion.sum())
-            figures["mnm_macro_f1"] = macro_f1(confusion)
+            name = "mnm" if target == "relation" else "mnm_relation"
+            figures[f"{name}_accuracy"] = float(np.trace(confusion) / confusion.sum())
+            figures[f"{name}_macro_f1"] = macro_f1(confusion)
         if target != "relation" and value["tail_count"]:
             name = "mnm_accuracy" if target == "tail" else "mnm_tail_accuracy"
             figures[name] = value["tail_correct"] / value["tail_count"]

@@ -19,6 +19,13 @@ from transformers import TrainerCallback
 
 TESTS = Path(__file__).parent
 COMPARED = ("loss", "grad_norm", "mlm_loss", "mlm_accuracy", "mnm_loss", "mnm_accuracy", "mnm_macro_f1")
+COMPARED += (
+    "mnm_relation_loss",
+    "mnm_relation_accuracy",
+    "mnm_relation_macro_f1",
+    "mnm_tail_loss",
+    "mnm_tail_accuracy",
+)
 
 
 @pytest.fixture(autouse=True)
