@@ -92,7 +92,7 @@ def _gather_columns(table_HT: torch.Tensor, index_BNN: torch.Tensor) -> torch.Te
 
 
 class GraphDecay(nn.Module):
-    """Attention decay over graph distances, shared by all layers (paper sec. 4.2.2).
+    """Attention decay over graph distances, shared by all layers (paper sec. 4.2).
 
         g(d) = ln(lambda) * GELU(sqrt(d) - p)        p: one learnable offset for each head
 

@@ -543,7 +543,7 @@ class GraphMertForPreTraining(GraphMertPreTrainedModel):
         return output if return_dict else output.to_tuple()
 
     def _losses(self, states_BND, logits, relation_logits_BNC, rows_M, is_leaf_BN, labels, relation_labels, spans):
-        """The fields of the output that are losses (paper sec. 4.2.3)."""
+        """The fields of the output that are losses."""
         config = self.config
         # A product with 0 keeps the gradient's graph whole where a batch has no targets of one kind: processes that train
         # together must agree on which parameters take part.
@@ -619,7 +619,7 @@ def parameter_counts(model: nn.Module) -> dict[str, int]:
     Example:
 
         >>> parameter_counts(GraphMertForPreTraining(GraphMertConfig()))["total"]
-        133457693
+        132828273
     """
     parts = (
         ("word embeddings", "word_embeddings"),

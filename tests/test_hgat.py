@@ -141,6 +141,30 @@ def test_relation_dropout_only_while_training():
     assert not torch.equal(*moved)
 
 
+def test_relation_dropout_acts_on_matrices_and_attention_vectors():
+    """Dropped entries get no gradient: about as many as the probability says, none of them in evaluation."""
+    layer = randomize(HierarchicalGraphAttention(64, 1, 0.4, 0.2).double(), seed=3)
+    words = torch.randn(1, 8, 64, dtype=torch.float64)
+    relation_ids, reverse = torch.tensor([[-1] * 4 + [0] * 4]), torch.zeros(1, 8, dtype=torch.long)
+    head_mask = torch.tensor([[[False] * 4] * 4 + [[True] * 4] * 4])
+    for training in (True, False):
+        layer.train(training).zero_grad()
+        layer(words, relation_ids, reverse, head_mask).square().sum().backward()
+        for gradient in (layer.weight.grad[0], layer.attention.grad[0, 0]):
+            dropped = (gradient == 0).double().mean().item()
+            assert 0.25 < dropped < 0.55 if training else dropped == 0
+
+
+def test_relations_count_on_leaves_only():
+    """A relation id on a root, or on padding, changes nothing."""
+    model, inputs = tiny_model(GraphMertModel), inputs_of(batch())
+    other = {name: value.clone() for name, value in inputs.items()}
+    no_leaf = (inputs["leaf_index"] < 0) | (inputs["attention_mask"] == 0)
+    other["relation_ids"][no_leaf], other["head_length"][no_leaf] = 1, 2
+    with torch.no_grad():
+        assert torch.equal(model(**inputs).last_hidden_state, model(**other).last_hidden_state)
+
+
 def test_grouped_linear_with_empty_groups():
     weight = torch.randn(4, 3, 3, dtype=torch.float64, requires_grad=True)
     rows = torch.randn(5, 3, dtype=torch.float64)
