@@ -83,6 +83,7 @@ class DataArguments:
     validation_fraction: float = field(
         default=0.1, metadata={"help": "With --sources: share of the code, by project, that is held out."}
     )
+    split_seed: int = field(default=0, metadata={"help": "With --sources: changes which projects are held out."})
     num_proc: int = field(
         default=os.cpu_count() or 1, metadata={"help": "With --sources: processes that read the code."}
     )

@@ -16,6 +16,9 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
+from transformers import AutoTokenizer, PrinterCallback, ProgressCallback, set_seed
+from transformers.utils import logging as hf_logging
+
 from graphmert.checkpoint_files import newest_complete_checkpoint, why_incomplete
 from graphmert.collator import GraphMertCollator
 from graphmert.pretraining_arguments import (
@@ -33,8 +36,6 @@ from graphmert.run_summary import (
     plot_history,
 )
 from graphmert.trainer_graphmert import GraphMertTrainer, GraphMertTrainingArguments, NonFiniteLossError
-from transformers import AutoTokenizer, PrinterCallback, ProgressCallback, set_seed
-from transformers.utils import logging as hf_logging
 
 # In the output directory; Trainer leaves names with a leading underscore out of pushes to the Hub.
 DATASET_DIR = "_dataset"
@@ -219,6 +220,7 @@ def open_dataset(model_args: ModelArguments, data_args: DataArguments, args: Gra
 
 def _build_dataset(directory: Path, data_args: DataArguments) -> None:
     from datasets import disable_progress_bars
+
     from graphmert.chain_graphs.build import BuildArguments, build_chain_graphs
 
     print(f"building the data set {directory} from {', '.join(data_args.sources)}", flush=True)
@@ -228,6 +230,7 @@ def _build_dataset(directory: Path, data_args: DataArguments) -> None:
             source=list(data_args.sources),
             output=str(directory),
             validation_fraction=data_args.validation_fraction,
+            seed=data_args.split_seed,
             tokenizer=data_args.tokenizer,
             vocab_size=data_args.vocab_size,
             num_proc=data_args.num_proc,

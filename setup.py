@@ -11,7 +11,7 @@ VERSION = re.search(r'^__version__ = "(.+)"$', (ROOT / "__init__.py").read_text(
 setup(
     name="graphmert",
     version=VERSION,
-    description="Graph-enhanced pretraining of code encoders: GraphMERT on RoBERTa and CodeBERT, for Hugging Face Transformers",
+    description="GraphMERT for code: graph-enhanced pretraining of RoBERTa encoders for Hugging Face Transformers",
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",

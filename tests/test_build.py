@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+
 from graphmert.chain_graphs import load_chain_graphs
 from graphmert.chain_graphs.build import BuildArguments, build_chain_graphs, main, parse_arguments
 from graphmert.chain_graphs.manifest import summary

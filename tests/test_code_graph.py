@@ -7,8 +7,9 @@ import random
 import subprocess
 import sys
 
-import graphmert.code_graph
 import pytest
+
+import graphmert.code_graph
 from graphmert.code_graph import LANGUAGES, RELATION_IDS, RELATION_NAMES, RELATIONS, extract
 
 

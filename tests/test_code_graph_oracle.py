@@ -8,6 +8,7 @@ import ast
 import importlib.util
 
 import pytest
+
 from graphmert.code_graph import extract
 
 MODULES = [

@@ -48,8 +48,8 @@ def test_compact_layout_is_the_expected_batch():
 def test_padded_layout_is_the_expected_batch():
     batch = collator(layout="padded", mlm_probability=0, mnm_probability=0)([TWO_FACTS])
     assert batch["input_ids"].shape == (1, 6 * 4)
-    leaves = [[1, 1, 1], [20, 21, 1], [1, 22, 1], [1, 1, 1], [1, 1, 1], [1, 1, 1]]
-    assert batch["input_ids"][0].tolist() == [0, 10, 11, 12, 2, 1] + sum(leaves, [])
+    roots, leaves = [0, 10, 11, 12, 2, 1], [1, 1, 1, 20, 21, 1, 1, 22, 1] + [1] * 9
+    assert batch["input_ids"][0].tolist() == roots + leaves
     used = [6 + 3 * 1, 6 + 3 * 1 + 1, 6 + 3 * 2 + 1]
     assert batch["attention_mask"][0].nonzero().flatten().tolist() == [0, 1, 2, 3, 4, *used]
     assert batch["root_index"][0].tolist() == list(range(6)) + [root for root in range(6) for _ in range(3)]

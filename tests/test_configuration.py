@@ -3,6 +3,7 @@
 import json
 
 import pytest
+
 from graphmert.code_graph.schema import RELATION_NAMES
 from graphmert.configuration_graphmert import AUTO_MAP, DEFAULT_RELATION_NAMES, GraphMertConfig
 

@@ -5,12 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from graphmert.modeling_graphmert import (
-    GraphMertForMaskedLM,
-    GraphMertForPreTraining,
-    GraphMertForSequenceClassification,
-    GraphMertModel,
-)
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModel,
@@ -20,6 +14,13 @@ from transformers import (
     RobertaForMaskedLM,
     RobertaForSequenceClassification,
     RobertaModel,
+)
+
+from graphmert.modeling_graphmert import (
+    GraphMertForMaskedLM,
+    GraphMertForPreTraining,
+    GraphMertForSequenceClassification,
+    GraphMertModel,
 )
 
 GRAPH = {"num_roots": 16, "leaves_per_root": 3}

@@ -6,9 +6,10 @@ import naive
 import pytest
 import torch
 from graph_batches import Anchor, Graph, compact_batch, padded_batch
+from tiny_model import LEAVES, NUM_ROOTS, RELATIONS, batch, graphs, inputs_of, randomize, tiny_config, tiny_model
+
 from graphmert.graph_layers_graphmert import HierarchicalGraphAttention, grouped_linear, head_columns
 from graphmert.modeling_graphmert import GraphMertForPreTraining, GraphMertModel
-from tiny_model import LEAVES, NUM_ROOTS, RELATIONS, batch, graphs, inputs_of, randomize, tiny_config, tiny_model
 
 HIDDEN = 6
 

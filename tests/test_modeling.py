@@ -5,6 +5,9 @@ import random
 import pytest
 import torch
 from graph_batches import compact_batch, padded_batch, random_graph
+from tiny_model import LEAVES, NUM_ROOTS, RELATIONS, VOCABULARY, batch, graphs, inputs_of, tiny_config, tiny_model
+from transformers import RobertaConfig, RobertaForMaskedLM, RobertaForSequenceClassification, RobertaModel
+
 from graphmert.configuration_graphmert import GraphMertConfig
 from graphmert.modeling_graphmert import (
     GraphMertForMaskedLM,
@@ -13,8 +16,6 @@ from graphmert.modeling_graphmert import (
     GraphMertModel,
     parameter_counts,
 )
-from tiny_model import LEAVES, NUM_ROOTS, RELATIONS, VOCABULARY, batch, graphs, inputs_of, tiny_config, tiny_model
-from transformers import RobertaConfig, RobertaForMaskedLM, RobertaForSequenceClassification, RobertaModel
 
 ALL_CLASSES = [GraphMertModel, GraphMertForPreTraining, GraphMertForMaskedLM, GraphMertForSequenceClassification]
 

@@ -4,9 +4,10 @@ import naive
 import pytest
 import torch
 from graph_batches import compact_batch, padded_batch
-from graphmert.modeling_graphmert import GraphMertForPreTraining
 from tiny_model import LEAVES, NUM_ROOTS, RELATIONS, VOCABULARY, batch, graphs, inputs_of, tiny_model
 from torch.nn import functional as F
+
+from graphmert.modeling_graphmert import GraphMertForPreTraining
 
 
 @pytest.mark.parametrize("target", ["relation", "tail", "both"])

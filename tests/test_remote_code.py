@@ -7,15 +7,16 @@ import sys
 
 import pytest
 import torch
+from tiny_model import batch, inputs_of, tiny_model
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
 from graphmert.modeling_graphmert import (
     GraphMertForMaskedLM,
     GraphMertForPreTraining,
     GraphMertForSequenceClassification,
     GraphMertModel,
 )
-from tiny_model import batch, inputs_of, tiny_model
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
 
 CLASSES = {
     "AutoModel": GraphMertModel,

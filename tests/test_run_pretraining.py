@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from graphmert.chain_graphs.build import BuildArguments, build_chain_graphs
-from graphmert.pretraining_arguments import parse_arguments
-from graphmert.run_summary import format_table, held_out_rows
-from graphmert.trainer_graphmert import GraphMertTrainer, NonFiniteLossError
 from hub_server import HubServer
 from safetensors.torch import load_file
 from transformers import AutoModelForPreTraining, AutoTokenizer, RobertaConfig, RobertaForMaskedLM
 
 import run_pretraining
+from graphmert.chain_graphs.build import BuildArguments, build_chain_graphs
+from graphmert.pretraining_arguments import parse_arguments
+from graphmert.run_summary import format_table, held_out_rows
+from graphmert.trainer_graphmert import GraphMertTrainer, NonFiniteLossError
 
 ROOT = Path(__file__).parent.parent
 MODULE = """

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import datasets
 import pytest
+
 from graphmert.chain_graphs import sources
 from graphmert.chain_graphs.sources import (
     BuildError,

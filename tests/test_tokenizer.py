@@ -7,10 +7,11 @@ import tokenize
 from pathlib import Path
 
 import pytest
-from graphmert.chain_graphs.sources import BuildError
-from graphmert.chain_graphs.tokenizer import check_tokenizer, load_tokenizer, train_tokenizer
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from graphmert.chain_graphs.sources import BuildError
+from graphmert.chain_graphs.tokenizer import check_tokenizer, load_tokenizer, train_tokenizer
 
 CODEBERT = Path(__file__).resolve().parents[2] / "shared" / "codebert-tokenizer"
 STDLIB = Path(sysconfig.get_path("stdlib"))

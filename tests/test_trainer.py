@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from graphmert.pretraining_metrics import macro_f1
-from graphmert.trainer_graphmert import EpochSampler, GraphMertTrainingArguments, NonFiniteLossError
 from sklearn.metrics import accuracy_score, f1_score
 from tiny_pretraining import RandomWindows, tiny_arguments, tiny_collator, tiny_model, tiny_trainer
 from transformers import TrainerCallback
+
+from graphmert.pretraining_metrics import macro_f1
+from graphmert.trainer_graphmert import EpochSampler, GraphMertTrainingArguments, NonFiniteLossError
 
 TESTS = Path(__file__).parent
 COMPARED = ("loss", "grad_norm", "mlm_loss", "mlm_accuracy", "mnm_loss", "mnm_accuracy", "mnm_macro_f1")

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from graphmert.checkpoint_files import RECORD_NAME, newest_complete_checkpoint, why_incomplete
 from tiny_pretraining import tiny_collator, tiny_model, tiny_trainer
+
+from graphmert.checkpoint_files import RECORD_NAME, newest_complete_checkpoint, why_incomplete
 
 TESTS = Path(__file__).parent
 # 5 steps in an epoch: step 3 lies within one, step 10 between two.

@@ -6,10 +6,11 @@ from types import SimpleNamespace
 import datasets
 import numpy as np
 import pytest
+from tiny import TEXT, tiny_tokenizer
+
 from graphmert.chain_graphs.layout import Candidate, Placed, place
 from graphmert.chain_graphs.linking import ROW_COLUMNS, LeafEncoder, link_file
 from graphmert.chain_graphs.windows import WindowDataset, canonical_ids, cut_windows
-from tiny import TEXT, tiny_tokenizer
 
 CODE = "def load(path):\n    return parse(path)\n"
 

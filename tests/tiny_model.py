@@ -4,6 +4,7 @@ import random
 
 import torch
 from graph_batches import compact_batch, random_graph
+
 from graphmert.configuration_graphmert import GraphMertConfig
 
 NUM_ROOTS, LEAVES, RELATIONS, VOCABULARY = 7, 3, 5, 100

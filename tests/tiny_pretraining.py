@@ -7,12 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from tiny import random_window, tiny_tokenizer
+from torch.utils.data import Dataset
+
 from graphmert.collator import GraphMertCollator
 from graphmert.configuration_graphmert import GraphMertConfig
 from graphmert.modeling_graphmert import GraphMertForPreTraining
 from graphmert.trainer_graphmert import GraphMertTrainer, GraphMertTrainingArguments
-from tiny import random_window, tiny_tokenizer
-from torch.utils.data import Dataset
 
 NUM_ROOTS, LEAVES = 24, 3
 # PyTorch waits so many seconds for a kept worker to end before it ends it.
