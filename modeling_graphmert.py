@@ -226,7 +226,9 @@ class GraphMertModel(GraphMertPreTrainedModel, RobertaModel):
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give exactly one of input_ids and inputs_embeds.")
         shape = input_ids.shape if input_ids is not None else inputs_embeds.shape[:2]
-        limit = self.config.num_usable_positions
+        # Leaves that share their root's position need none of their own.
+        shared = root_index is not None and self.config.leaf_position == "root"
+        limit = self.config.num_nodes if shared else self.config.num_usable_positions
         if shape[1] > limit:
             raise ValueError(
                 f"The input has {shape[1]} tokens, but the model has positions for {limit}: cut the code (truncation=True, "
@@ -606,10 +608,11 @@ class GraphMertForPreTraining(GraphMertPreTrainedModel):
         ):
             if value is None or value.numel() == 0 or not _values_at_hand(value):
                 continue
-            wrong = value[(value != IGNORE_INDEX) & ((value < 0) | (value >= size))]
-            if wrong.numel():
+            found = torch.stack(value.masked_fill(value == IGNORE_INDEX, 0).aminmax()).tolist()
+            wrong = [number for number in found if not 0 <= number < size]
+            if wrong:
                 raise ValueError(
-                    f"{name} holds {int(wrong[0])}, but the model tells {size} classes apart (or -100 for none)."
+                    f"{name} holds {wrong[0]}, but the model tells {size} classes apart (or -100 for none)."
                 )
 
 

@@ -5,11 +5,12 @@ import random
 import naive
 import pytest
 import torch
-from graph_batches import compact_batch, padded_batch
+from graph_batches import Anchor, Graph, compact_batch, padded_batch
+from tiny_model import LEAVES, NUM_ROOTS, batch, graphs, inputs_of, tiny_config, tiny_model
+from torch.nn import functional as F
+
 from graphmert.graph_layers_graphmert import GraphDecay, graph_distance
 from graphmert.modeling_graphmert import GraphMertModel
-from tiny_model import LEAVES, NUM_ROOTS, batch, graphs, inputs_of, tiny_model
-from torch.nn import functional as F
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -130,6 +131,21 @@ def test_decay_applies_to_plain_tokens(mode):
     torch.testing.assert_close(plain[mask.bool()], as_graph[mask.bool()], rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(plain[1:, :4], alone, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(plain[:1], near, rtol=1e-12, atol=1e-12)
+
+
+def test_the_table_reaches_the_longest_distance():
+    """Leaves at both ends of a graph that fills all positions are two steps farther apart than there are roots."""
+    roomy = tiny_model(GraphMertModel, leaf_position="root")
+    tight = GraphMertModel(tiny_config(leaf_position="root", max_position_embeddings=NUM_ROOTS + 2)).double().eval()
+    weights = roomy.state_dict()
+    positions = "embeddings.position_embeddings.weight"
+    tight.load_state_dict({**weights, positions: weights[positions][: NUM_ROOTS + 2]})
+    ends = [Anchor(root, 0, [5 + root], 1, root, 1) for root in (0, NUM_ROOTS - 1)]
+    inputs = inputs_of(compact_batch([Graph(list(range(10, 10 + NUM_ROOTS)), ends)]))
+    with torch.no_grad():
+        one, other = (model(**inputs).last_hidden_state for model in (roomy, tight))
+    assert graph_distance(inputs["root_index"], inputs["leaf_index"]).max() == NUM_ROOTS + 1
+    assert torch.equal(one, other)
 
 
 def test_far_nodes_lose_attention():
