@@ -404,7 +404,8 @@ def build_trainer(model, model_args, data_args, args, tokenizer, train_windows, 
         processing_class=tokenizer,
     )
     trainer.remove_callback(PrinterCallback if args.disable_tqdm else ProgressCallback)
-    trainer.add_callback(_Console(show_bar=not args.disable_tqdm))
+    # In a file the bars would be thousands of lines; the logged figures show the progress there.
+    trainer.add_callback(_Console(show_bar=not args.disable_tqdm and sys.stderr.isatty()))
     return trainer
 
 

@@ -22,7 +22,11 @@ def test_example_runs_as_printed(tmp_path):
     )
     GraphMertForPreTraining(config).save_pretrained(tmp_path / "runs" / "small")
     tokenizer.save_pretrained(tmp_path / "runs" / "small")
-    result = subprocess.run([sys.executable, "-c", example], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    command = [sys.executable, "-c", example]
+    # Without input, so that a question to the user is an error.
+    result = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL
+    )
     assert result.stdout == printed, result.stderr
 
 
