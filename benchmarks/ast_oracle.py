@@ -4,6 +4,8 @@ Facts are (relation, start of head, tail, start of tail) with character offsets;
 """
 
 import ast
+import io
+import tokenize
 
 
 class Offsets:
@@ -37,6 +39,16 @@ class Offsets:
     def attribute(self, node):
         """Where the attribute's own name stands: at the end of the node."""
         return self.end(node) - len(node.attr)
+
+
+def without_comments(text):
+    """An expression's text without its comments, as `tokenize` finds them."""
+    lines = text.split("\n")
+    for token in reversed(list(tokenize.generate_tokens(io.StringIO(f"({text}\n)").readline))):
+        if token.type == tokenize.COMMENT:
+            row, column = token.start[0] - 1, token.start[1] - (token.start[0] == 1)
+            lines[row] = lines[row][:column]
+    return "\n".join(lines)
 
 
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
@@ -108,7 +120,8 @@ class SyntaxOracle(ast.NodeVisitor):
     def text(self, node):
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             return " ".join(node.value.split())
-        return " ".join(self.source[self.offsets.start(node) : self.offsets.end(node)].split())
+        text = self.source[self.offsets.start(node) : self.offsets.end(node)]
+        return " ".join((without_comments(text) if "#" in text else text).split())
 
     def field(self, owner, name, start):
         self.fields[owner, name] = min(start, self.fields.get((owner, name), start))

@@ -62,7 +62,11 @@ def outer():
         class Local(Box, a.b.C): t = 1
         return super().x(inner(a)()), a[0](), "".join(a)
     del n
-    return inner
+    return (inner.x)(((outer))(n))
+class Rest:
+    def take(self, pair: dict[str,  # key
+            "a # b"]) -> None:
+        *self.first, self.last = pair
 '''
 
 
