@@ -84,7 +84,8 @@ def added_by(text, path="app/use.py", files=SHAPES):
         ("from ......far import Shape\nShape()\n", set(), set()),
         # Members through a declared type.
         (
-            "from . import Form\ndef f(form: Form):\n    form.grow(2).x\n    form.owner.label()\n    form.size\n    form.no\n",
+            "from . import Form\ndef f(form: Form):\n    form.grow(2).x\n    form.owner.label()\n"
+            "    form.size\n    form.no\n",
             {
                 ("Form", "inherits", "app.base.core.Base", True),
                 ("f", "calls", "Shape.grow", False),
