@@ -1,6 +1,7 @@
 """The quality benchmark can find fault: its referee refuses wrong facts, and its scores count them."""
 
 import pytest
+
 from graphmert.benchmarks.graph_quality import compare_syntax_and_flow, syntax_table
 from graphmert.benchmarks.jedi_oracle import Referee, compare_references, judge, reference_table
 from graphmert.benchmarks.record import text_table

@@ -3,6 +3,7 @@
 import pickle
 
 import pytest
+
 from graphmert.code_graph import ProjectIndex, extract
 from graphmert.code_graph.project import MAX_DEPTH
 

@@ -3,11 +3,12 @@
 import pickle
 
 import pytest
+from tiny import tiny_tokenizer
+
 from graphmert.chain_graphs.build import BuildArguments, build_chain_graphs
 from graphmert.chain_graphs.manifest import load_chain_graphs
 from graphmert.chain_graphs.projects import ProjectExtractor, index_path, index_projects
 from graphmert.code_graph import RELATION_IDS, extract
-from tiny import tiny_tokenizer
 
 SHAPES = "class Shape(Base):\n    size: int = 0\n\ndef area() -> float:\n    return 1.0\n"
 USE = "from .shapes import Shape, area\n\ndef main(shape: Shape):\n    area()\n    return shape.size\n"

@@ -4,9 +4,10 @@ import re
 from html.parser import HTMLParser
 
 import pytest
+from tiny import tiny_tokenizer
+
 from graphmert.chain_graphs import show
 from graphmert.chain_graphs.show_page import render_html
-from tiny import tiny_tokenizer
 
 CODE = """import json as j
 
