@@ -17,6 +17,7 @@ from .scopes import CLASS, FUNCTION, MODULE, Scope, Span, Symbol
 MAX_DEPTH = 8  # files that a name is followed through
 _INITIAL = "__init__.py"
 _EVERYTHING = re.compile(r"^from[ \t]+([.\w]+)[ \t]+import[ \t]*\(?[ \t]*\*", re.MULTILINE)
+_SOURCE_DIRECTORIES = ("src", "lib", "python")
 _NO_NAMES: dict[str, Symbol] = {}
 
 
@@ -88,8 +89,8 @@ class ProjectIndex:
     """The outlines of the files of one project.
 
     Args:
-        files: (path relative to the project, text) of each Python file. A directory with an `__init__.py` is a package;
-            what lies above the outermost package (`src`, say) is no part of a module's name.
+        files: (path relative to the project, text) of each Python file. What lies above the outermost directory with an
+            `__init__.py` is no part of a module's name, nor is a leading `src`, `lib` or `python`.
 
     >>> index = ProjectIndex([("app/__init__.py", ""), ("app/x.py", "class Y(Base): pass\\n")])
     >>> index.find("app", ".x.Y")[0].bases
@@ -127,6 +128,8 @@ class ProjectIndex:
         parts = file.with_suffix("").parts
         if above:
             parts = parts[len(above[0].parts) - 1 :]
+        elif len(parts) > 1 and parts[0] in _SOURCE_DIRECTORIES:
+            parts = parts[1:]
         return ".".join(parts[:-1] if file.name == _INITIAL else parts)
 
     def find(self, module: str, dotted: str) -> tuple[Outline | Symbol, tuple[str, ...]] | None:
@@ -167,6 +170,14 @@ class ProjectIndex:
             outline.module = self.module_of(path)
             outline.is_package = path.rpartition("/")[2] == _INITIAL
             self._modules.setdefault(outline.module, outline)
+        # Packages whose `__init__.py` is empty or missing are often left out of a corpus.
+        for name in list(self._modules):
+            while "." in name:
+                name = name.rpartition(".")[0]
+                if name in self._modules:
+                    break
+                package = self._modules[name] = Outline(Scope(MODULE, ("", 0, 0), None), None)
+                package.module, package.is_package = name, True
 
     def _follow(
         self, dotted: str, depth: int, seen: frozenset[tuple[str, str]]

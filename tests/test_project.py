@@ -143,6 +143,13 @@ def test_packages_under_a_source_directory():
     assert added_by("from app.x import Y\nY\n", "src/app/z.py", files)[0] == {("Y", "inherits", "B", True)}
 
 
+def test_packages_without_an_init_file():
+    files = {"src/a/b/x.py": "class Y(B): pass\n", "src/a/c/d/z.py": ""}
+    assert added_by("from ...b.x import Y\nY\n", "src/a/c/d/z.py", files)[0] == {("Y", "inherits", "B", True)}
+    assert added_by("import a.b.x as x\nx.Y\n", "src/main.py", files)[0] == {("Y", "inherits", "B", True)}
+    assert added_by("from a import b\nb.x.Y()\nb\n", "src/main.py", files)[0] == set()
+
+
 def test_function_named_like_its_module():
     files = {"p/__init__.py": "from .run import run\n", "p/run.py": "def run() -> int: pass\n"}
     assert added_by("from p import run\nrun()\n", "p/use.py", files)[0] == {("run", "returns", "int", True)}
