@@ -18,7 +18,7 @@ setup(
     python_requires=">=3.11",
     packages=["graphmert", "graphmert.code_graph", "graphmert.chain_graphs", "graphmert.configs"],
     package_dir={"graphmert": "."},
-    package_data={"graphmert.configs": ["*.yaml"]},
+    package_data={"graphmert.configs": ["*.yaml", "corpora/*.yaml"]},
     install_requires=[
         "torch>=2.6",
         "transformers>=5.17",

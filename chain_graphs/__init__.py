@@ -4,6 +4,8 @@
     tokenizer.py               a byte-level BPE whose tokens share their edges with names
     linking.py, rows.py        code + code graph + tokenizer -> one sparse row per file, in processes
     manifest.py, build.py      what was built from what; the command `python -m graphmert.chain_graphs.build`
+    projects.py                imports across the files of a project (--across-files)
+    show.py, show_page.py      one file's graph in the terminal or as a page: `python -m graphmert.chain_graphs.show`
     windows.py, layout.py      rows -> windows of root tokens with their leaves
 
 Names are imported when they are first used, so that `--help` and the sources load neither torch nor transformers.

@@ -83,12 +83,17 @@ def read_staged_batch(path: Path, index: int) -> list[dict[str, str]]:
         return pa.ipc.open_file(source).get_batch(index).to_pylist()
 
 
+def staged_files(path: Path) -> Iterator[dict[str, str]]:
+    """All files of a staging file, in order."""
+    for index in range(num_staged_batches(path)):
+        yield from read_staged_batch(path, index)
+
+
 def staged_texts(path: Path, projects: set[str]) -> Iterator[str]:
     """Texts of the files of some projects, in order."""
-    for index in range(num_staged_batches(path)):
-        for file in read_staged_batch(path, index):
-            if file["project"] in projects:
-                yield file["code"]
+    for file in staged_files(path):
+        if file["project"] in projects:
+            yield file["code"]
 
 
 def default_extract(code: str, language: str):
@@ -104,7 +109,8 @@ class RowMaker:
     Args:
         staging: the staging file.
         tokenizer_dir: a saved fast tokenizer.
-        extract: `(code, language) -> CodeGraph`; must be picklable for several processes.
+        extract: `(code, language) -> CodeGraph`; must be picklable for several processes. Where it has a method `of_file`,
+            that is given the whole staged file instead (`projects.ProjectExtractor`).
     """
 
     def __init__(self, staging: Path, tokenizer_dir: Path, extract: Callable = default_extract):
@@ -112,7 +118,7 @@ class RowMaker:
         from .tokenizer import load_tokenizer
 
         self.staging = staging
-        self.extract = extract
+        self.extract = getattr(extract, "of_file", None) or (lambda file: extract(file["code"], file["language"]))
         self.link_file = linking.link_file
         self.column_types = linking.ROW_COLUMNS
         self.tokenizer = load_tokenizer(str(tokenizer_dir))
@@ -136,7 +142,7 @@ class RowMaker:
         for file in read_staged_batch(self.staging, index):
             report = {name: file[name] for name in ("source", "project", "path")} | {"characters": len(file["code"])}
             try:
-                graph = self.extract(file["code"], file["language"])
+                graph = self.extract(file)
                 columns, stats = self.link_file(file["code"], graph, self.tokenizer, self.leaf_encoder)
             except (ValueError, RecursionError, MemoryError) as error:
                 message = str(error).strip().split("\n")[0][:120]

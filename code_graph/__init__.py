@@ -15,13 +15,27 @@ rows has_type list
 import builtins
 import gc
 from collections import Counter
+from collections.abc import Callable
+from typing import TypeVar
 
 from .facts import Resolver
 from .graph import CodeGraph, Triple
+from .project import ProjectIndex
 from .schema import RELATION_IDS, RELATION_NAMES, RELATIONS, Relation
+from .scopes import Scope
 from .syntax import GRAMMARS, count_errors, grammar
 
-__all__ = ["LANGUAGES", "RELATIONS", "RELATION_IDS", "RELATION_NAMES", "CodeGraph", "Relation", "Triple", "extract"]
+__all__ = [
+    "LANGUAGES",
+    "RELATIONS",
+    "RELATION_IDS",
+    "RELATION_NAMES",
+    "CodeGraph",
+    "ProjectIndex",
+    "Relation",
+    "Triple",
+    "extract",
+]
 
 LANGUAGES = tuple(GRAMMARS)
 
@@ -29,7 +43,10 @@ _BUILTIN_NAMES = frozenset(dir(builtins))
 _BUILTIN_CLASSES = frozenset(name for name in _BUILTIN_NAMES if isinstance(getattr(builtins, name), type))
 
 
-def extract(source: str, language: str = "python") -> CodeGraph:
+Result = TypeVar("Result")
+
+
+def extract(source: str, language: str = "python", project: ProjectIndex | None = None, path: str = "") -> CodeGraph:
     """Reads the knowledge graph of one file of source code.
 
     Reads what parses: broken, empty or foreign text gives fewer facts, never an error.
@@ -37,6 +54,8 @@ def extract(source: str, language: str = "python") -> CodeGraph:
     Args:
         source: the text of the file.
         language: the language it is written in, one of `LANGUAGES`.
+        project: the index of the project's files, where imports are to be resolved across them (Python only).
+        path: the file's path in the project.
 
     Returns:
         The graph. All offsets index characters of `source`.
@@ -48,6 +67,31 @@ def extract(source: str, language: str = "python") -> CodeGraph:
         raise ValueError(f"language {language!r} is not supported; supported: {', '.join(LANGUAGES)}")
     if not isinstance(source, str):
         raise ValueError(f"source must be a str (decode bytes first), not {type(source).__name__}")
+
+    def state(root, reader) -> CodeGraph:
+        module = "" if project is None else project.module_of(path)
+        resolver = Resolver(reader.scopes, _BUILTIN_NAMES, _BUILTIN_CLASSES, project, module)
+        return CodeGraph(
+            triples=resolver.state(),
+            boundaries=sorted(reader.boundaries.items()),
+            num_errors=count_errors(root),
+            num_skipped=dict(Counter(reader.num_skipped) + Counter(resolver.num_skipped)),
+        )
+
+    return _read(source, language, state)
+
+
+def outline_scopes(source: str, outline: Callable[[Scope], Result]) -> Result:
+    """Reads the scopes of a Python file and gives what `outline` makes of the module's, before they are dropped."""
+
+    def state(root, reader) -> Result:
+        Resolver(reader.scopes, _BUILTIN_NAMES, _BUILTIN_CLASSES).complete_fields()
+        return outline(reader.scopes[0])
+
+    return _read(source, "python", state)
+
+
+def _read(source: str, language: str, state: Callable[..., Result]) -> Result:
     from .python import PythonReader
 
     # Reading makes many small objects that all live until its end: the cycle collector would walk them in vain again
@@ -58,16 +102,10 @@ def extract(source: str, language: str = "python") -> CodeGraph:
         root = grammar(language).parse(source)
         reader = PythonReader(source)
         reader.read_module(root)
-        resolver = Resolver(reader.scopes, _BUILTIN_NAMES, _BUILTIN_CLASSES)
-        graph = CodeGraph(
-            triples=resolver.state(),
-            boundaries=sorted(reader.boundaries.items()),
-            num_errors=count_errors(root),
-            num_skipped=dict(Counter(reader.num_skipped) + Counter(resolver.num_skipped)),
-        )
+        result = state(root, reader)
         for scope in reader.scopes:
             scope.release()
     finally:
         if was_collecting:
             gc.enable()
-    return graph
+    return result

@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Hashable
 
 from .flow import Definition
 from .graph import Triple
+from .project import Outline, ProjectIndex
 from .schema import (
     CALLS,
     CONTAINS,
@@ -39,12 +40,23 @@ class Resolver:
         scopes: every scope of the file, outer ones before inner ones.
         builtin_names: names that every scope can read without binding them.
         builtin_classes: those of them that are classes.
+        project: the files of the project, to follow imported names into; None leaves them where the file ends.
+        module: the file's own dotted name in the project.
     """
 
-    def __init__(self, scopes: list[Scope], builtin_names: Collection[str], builtin_classes: Collection[str]):
+    def __init__(
+        self,
+        scopes: list[Scope],
+        builtin_names: Collection[str],
+        builtin_classes: Collection[str],
+        project: ProjectIndex | None = None,
+        module: str = "",
+    ):
         self.scopes = scopes
         self.builtin_names = builtin_names
         self.builtin_classes = builtin_classes
+        self.project = project
+        self.module = module
         self.triples: list[Triple] = []
         self.num_skipped: dict[str, int] = {}
         self._members: dict[tuple[int, str], tuple[Scope, Symbol | None] | None] = {}
@@ -52,11 +64,7 @@ class Resolver:
 
     def state(self) -> list[Triple]:
         """All facts of the file, in the order of the text and without duplicates."""
-        for scope in self.scopes:
-            if scope.kind == CLASS:
-                self._own_fields(scope)
-        for scope in self.scopes:
-            self._written_fields(scope)
+        self.complete_fields()
         for scope in self.scopes:
             self._at_definition(scope)
             self._at_names(scope)
@@ -71,6 +79,14 @@ class Resolver:
             self.num_skipped[reason] = self.num_skipped.get(reason, 0) + count
 
     # Classes and their members
+
+    def complete_fields(self) -> None:
+        """Fills in the fields of all classes."""
+        for scope in self.scopes:
+            if scope.kind == CLASS:
+                self._own_fields(scope)
+        for scope in self.scopes:
+            self._written_fields(scope)
 
     def _own_fields(self, scope: Scope) -> None:
         for name, symbol in scope.names.items():
@@ -90,7 +106,7 @@ class Resolver:
                 self._fact((name, start, end), HAS_TYPE, annotation)
 
     def _bases_of(self, scope: Scope) -> list[Scope]:
-        """The base classes of a class that this file defines."""
+        """The base classes of a class that this file or its project defines."""
         found = self._bases.get(id(scope))
         if found is None:
             self._bases[id(scope)] = []  # a class that inherits from itself ends here
@@ -134,8 +150,8 @@ class Resolver:
             parts: its parts; the first is None where it is an expression, "super()" where it is the parent class.
 
         Returns:
-            Its text, qualified as far as the file resolves it, and the function or class of this file that it names,
-            or None.
+            Its text, qualified as far as the file resolves it, and the function or class of this file or its project
+            that it names, or None.
         """
         first, last = parts[0], parts[-1]
         if first is None or scope is None:
@@ -151,7 +167,8 @@ class Resolver:
         if symbol is None:
             return (".".join(parts) if first in self.builtin_names else last), None
         if symbol.kind in (IMPORT, MEMBER_IMPORT):
-            return ".".join((symbol.imported, *parts[1:])), None
+            text = ".".join((symbol.imported, *parts[1:]))
+            return text, self._elsewhere(symbol.scope, text)
         if symbol.definitions:
             target = symbol.definitions[0]
             if len(parts) == 1:
@@ -201,13 +218,50 @@ class Resolver:
         return target if target is not None and target.kind == CLASS else None
 
     def resolve_plain(self, scope: Scope, parts: tuple[str, ...]) -> Scope | None:
-        """The function or class of this file that a dotted name of plain definitions names; needs no types itself."""
+        """The function or class that a dotted name of plain definitions names; needs no types itself."""
         symbol = scope.lookup(parts[0])
+        if symbol is not None and symbol.imported is not None and not symbol.definitions:
+            return self._elsewhere(symbol.scope, ".".join((symbol.imported, *parts[1:])))
         for name in parts[1:]:
             if symbol is None or not symbol.definitions or symbol.definitions[0].kind != CLASS:
                 return None
             symbol = symbol.definitions[0].names.get(name)
         return symbol.definitions[0] if symbol is not None and symbol.definitions else None
+
+    # Names of other files
+
+    def _elsewhere(self, scope: Scope | Outline, dotted: str) -> Outline | None:
+        """The function or class of another file of the project that an imported dotted name stands for."""
+        found = self._find(scope, dotted)
+        if found is None or isinstance(found[0], Symbol):
+            return None
+        target, rest = found
+        if rest:
+            walked = self._walk(target, rest) if target.kind == CLASS else None
+            return None if walked is None else walked[1]
+        return target
+
+    def _find(self, scope: Scope | Outline, dotted: str) -> tuple[Outline | Symbol, tuple[str, ...]] | None:
+        return None if self.project is None else self.project.find(self._module_of(scope), dotted)
+
+    def _module_of(self, scope: Scope | Outline) -> str:
+        while scope.parent is not None:
+            scope = scope.parent
+        return scope.module if isinstance(scope, Outline) else self.module
+
+    def _facts_of_import(self, symbol: Symbol, dotted: str) -> list[tuple[bool, str, Span]]:
+        """What another file declares of a name that `symbol` imports: a class's bases, a variable's type."""
+        found = self._find(symbol.scope, dotted)
+        if found is None:
+            return []
+        if isinstance(found[0], Symbol):
+            return [] if found[1] else [(False, HAS_TYPE, found[0].annotation)]
+        target = self._elsewhere(symbol.scope, dotted)
+        if target is None or target.kind != CLASS:
+            return []
+        module = self._module_of(target)
+        texts = [self.resolve(target.parent, parts)[0] for parts, _, _ in target.bases]
+        return [(False, INHERITS, (self.project.absolute(module, text), None, None)) for text in texts]
 
     @staticmethod
     def _class_around(scope: Scope) -> Scope | None:
@@ -220,7 +274,7 @@ class Resolver:
 
     def _fact(self, head: Span, relation: str, tail: Span, is_use: bool = False) -> None:
         # A parser that recovers from an error makes up names of no length.
-        if head[1] < head[2] and tail[1] < tail[2]:
+        if head[1] < head[2] and _is_real(tail):
             self.triples.append(Triple(head[0], head[1], head[2], relation, tail[0], tail[1], tail[2], is_use))
 
     def _at_definition(self, scope: Scope) -> None:
@@ -268,6 +322,7 @@ class Resolver:
                 facts.append((False, IMPORTS, symbol.module))
         elif symbol.kind == MEMBER_IMPORT:
             facts.append((False, IMPORTED_FROM, symbol.module))
+            facts += self._facts_of_import(symbol, symbol.imported)
         elif symbol.kind == DEFINITION:
             target = symbol.definitions[0]
             for parts, start, end in target.bases:
@@ -277,23 +332,45 @@ class Resolver:
                 facts.append((True, HAS_PARAMETER, symbol.scope.name))
             if symbol.annotation is not None:
                 facts.append((False, HAS_TYPE, symbol.annotation))
-        return [fact for fact in facts if fact[2][1] < fact[2][2]]
+        return [fact for fact in facts if _is_real(fact[2])]
 
     def _at_attributes(self, scope: Scope) -> None:
-        """Members read from the instance: what holds them, and the declared type of fields."""
+        """Members read from an instance: what holds them, and the declared type of fields."""
         owners: dict[str, Scope | None] = {}
         for owner_name, name, start, end in scope.attributes:
             if owner_name not in owners:
-                symbol = scope.lookup(owner_name)
-                owners[owner_name] = None if symbol is None else symbol.instance_of
+                owners[owner_name] = self._instance(scope.lookup(owner_name))
             owner = owners[owner_name]
+            if isinstance(owner, Symbol):  # a module
+                for _, relation, tail in self._facts_of_import(owner, f"{owner.imported}.{name}"):
+                    self._fact((name, start, end), relation, tail, True)
+                continue
             found = None if owner is None else self.member(owner, name)
             if found is None:
                 continue
             holder, symbol = found
-            self._fact(holder.name, HAS_FIELD if symbol is None else CONTAINS, (name, start, end), True)
+            head = holder.name if isinstance(holder, Scope) else self._mention(owner, holder)
+            self._fact(head, HAS_FIELD if symbol is None else CONTAINS, (name, start, end), True)
             if symbol is None and holder.fields[name][1] is not None:
                 self._fact((name, start, end), HAS_TYPE, holder.fields[name][1], True)
+
+    def _instance(self, symbol: Symbol | None) -> "Scope | Outline | Symbol | None":
+        """The class that a name holds an instance of, as far as its declaration says; an imported module itself."""
+        if symbol is None or symbol.instance_of is not None:
+            return None if symbol is None else symbol.instance_of
+        if symbol.kind in (IMPORT, MEMBER_IMPORT):
+            return symbol if self.project is not None else None
+        if symbol.kind in (PARAMETER, VARIABLE) and symbol.annotation is not None:
+            return self._declared_class(symbol.scope, symbol.annotation)
+        return None
+
+    def _mention(self, owner: Scope | Outline, holder: Outline) -> Span:
+        """Where a class of this file names a base of another file, or an empty span."""
+        for parts, start, end in owner.bases if isinstance(owner, Scope) else ():
+            if self.resolve(owner.parent, parts)[1] is holder:
+                return ".".join(parts), start, end
+        self._skip("member of a class that the file does not name")
+        return holder.name
 
     def _at_calls(self, scope: Scope) -> None:
         resolved: dict[tuple, tuple[str, str, Span | None]] = {}
@@ -353,6 +430,11 @@ class Resolver:
                     self._fact((source.name, source.start, source.end), FLOWS_TO, tail)
                 read = reads[number]
                 self._fact((read.name, read.start, read.end), FLOWS_TO, tail, True)
+
+
+def _is_real(span: Span) -> bool:
+    """Whether a span stands in another file, or has a length in this one."""
+    return span[1] is None or span[1] < span[2]
 
 
 def _variables_of(region: Scope) -> Callable[[str, Scope], Hashable]:

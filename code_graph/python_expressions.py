@@ -140,6 +140,8 @@ class ExpressionReader:
         owner, name = node.child_by_field_id(F_OBJECT), node.child_by_field_id(F_ATTRIBUTE)
         if owner is None or name is None:
             return
+        if owner.kind_id in SPLATS and owner.named_child_count == 1:  # `*a.b, c = ...` parses as an attribute of `*a`
+            owner = owner.named_children[0]
         if owner.kind_id == IDENTIFIER:
             text, start, end = self._text(name)
             owner_text = self._text(owner)[0]
@@ -294,6 +296,12 @@ class ExpressionReader:
     def _callee(self, node: Node) -> tuple[tuple[str | None, ...] | None, int, int]:
         """The dotted name in callee position, and the span of its last part; None where it has no name."""
         kind = node.kind_id
+        while kind in PARENTHESES:
+            inner = parts_of(node)
+            if len(inner) != 1:
+                return None, 0, 0
+            node = inner[0]
+            kind = node.kind_id
         if kind == IDENTIFIER:
             text, start, end = self._text(node)
             return ((text,), start, end) if end > start else (None, start, end)
