@@ -89,7 +89,7 @@ class WindowDataset(Dataset):
         include_uses: take facts that hang on uses of a name whose definition is elsewhere.
         include_site_anchors: take anchors at the tail's place, which carry the owner's name.
         max_windows: keep only so many windows, evenly spread over the split.
-        progress: show a progress bar while the windows are cut.
+        progress: show a progress bar on a terminal while the windows are cut.
 
     Each item is a dict of numpy arrays: `input_ids` `(n,)` with `<s>` and `</s>`, `word_starts` `(n,)`, and for its M
     placed facts, ordered by root and slot, `head_start`, `head_length`, `relation`, `reversed`, `visible`, `leaf_root`,
@@ -168,7 +168,9 @@ class WindowDataset(Dataset):
         last_file, sites = -1, {}
         fact_counts = np.zeros(len(self.file_index) + 1, dtype=np.int64)
         token_counts = np.zeros(len(self.file_index) + 1, dtype=np.int64)
-        for window in tqdm(range(len(self.file_index)), desc="placing facts", disable=not progress, leave=False):
+        for window in tqdm(
+            range(len(self.file_index)), desc="placing facts", disable=None if progress else True, leave=False
+        ):
             file = self.file_index[window]
             start, end = self.token_range[window]
             a, b = anchor_offsets[file], anchor_offsets[file + 1]
