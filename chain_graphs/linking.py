@@ -6,22 +6,31 @@ backwards. Both are stored; `windows.py` chooses at most one anchor for each fac
 """
 
 import re
-from collections import Counter
+from itertools import chain
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 import numpy as np
-from transformers import PreTrainedTokenizerFast
 
 from ..code_graph.schema import RELATION_IDS
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
     from ..code_graph import CodeGraph
 
 # SpanBERT's longest span here is 7 tokens (the setup's leaves per root): a longer word is masked in pieces of this size.
 MAX_WORD_TOKENS = 7
 
-_WORD = re.compile(r"\w+")
-_SPACE_MARKS = ("Ġ", "▁")
+_SPACE_MARKS = "Ġ▁"
+_WORD = re.compile(r"\w")
+_FIELDS = attrgetter("head", "head_start", "head_end", "relation", "tail", "tail_start", "tail_end", "is_use")
+# A leaf encoder forgets what it knows when it holds this many texts, so that memory does not grow with the corpus.
+_MAX_LEAF_TEXTS = 200_000
+
+# For the code points below 128, and one entry more that stands for all others.
+_SPACE_TABLE = np.isin(np.arange(129), (9, 10, 11, 12, 13, 32))
+_WORD_TABLE = np.array([bool(_WORD.match(chr(c))) for c in range(128)] + [False])
 
 ROW_COLUMNS = {
     "input_ids": np.int32,
@@ -53,52 +62,62 @@ class LeafEncoder:
         tokenizer: a fast tokenizer.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast):
+    def __init__(self, tokenizer: "PreTrainedTokenizerFast"):
         self._backend = tokenizer.backend_tokenizer
         self._cache: dict[str, list[int]] = {}
 
     def __call__(self, text: str) -> list[int]:
         ids = self._cache.get(text)
         if ids is None:
-            encoding = self._backend.encode(" " + text, add_special_tokens=False)
-            ids = encoding.ids
-            if encoding.tokens and not encoding.tokens[0].lstrip("".join(_SPACE_MARKS)):
+            ids = self._backend.encode(" " + text, add_special_tokens=False).ids
+            if ids and not self._backend.id_to_token(ids[0]).lstrip(_SPACE_MARKS):
                 ids = ids[1:]
+            if len(self._cache) >= _MAX_LEAF_TEXTS:
+                self._cache.clear()
             self._cache[text] = ids
         return ids
 
 
-def word_starts(code: str, char_starts: np.ndarray, char_ends: np.ndarray) -> np.ndarray:
+class _Characters:
+    """Properties of each character of a text, looked up by its index; one past the end counts as neither."""
+
+    def __init__(self, code: str):
+        points = np.frombuffer(code.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
+        small = np.minimum(points, 128).astype(np.int16)
+        self.is_space = np.append(_SPACE_TABLE[small], False)
+        self.is_word = np.append(_WORD_TABLE[small], False)
+        if not code.isascii():
+            other = np.flatnonzero(points >= 128)
+            distinct, index = np.unique(points[other], return_inverse=True)
+            self.is_word[other] = np.array([bool(_WORD.match(chr(c))) for c in distinct.tolist()])[index]
+
+
+def word_starts(characters: _Characters, text_starts: np.ndarray, char_ends: np.ndarray) -> np.ndarray:
     """Mark the tokens that begin a word: a run of letters, digits and underscores is one word, any other token is its own.
 
     Args:
-        code: the text.
-        char_starts, char_ends: int arrays `(tokens,)`, the tokens' character spans.
+        characters: of the text.
+        text_starts, char_ends: int arrays `(tokens,)`, the tokens' character spans without the space in front.
 
     Returns:
         int8 array `(tokens,)`, 1 where a word begins; a word of more than `MAX_WORD_TOKENS` tokens is cut into such pieces.
     """
-    runs = np.array([match.span() for match in _WORD.finditer(code)], dtype=np.int64).reshape(-1, 2)
-    # A token may begin with the space before its word; what counts is where its own text begins.
-    if len(char_starts) == 0:
+    if len(text_starts) == 0:
         return np.zeros(0, dtype=np.int8)
-    run_of = np.searchsorted(runs[:, 1], char_starts, side="right")
-    inside = run_of < len(runs)
-    run_start = np.where(inside, runs[np.minimum(run_of, len(runs) - 1), 0] if len(runs) else 0, 0)
-    continues = inside & (run_start < char_starts)
+    # A token goes on with a word where the character before its own text belongs to the same run.
+    continues = characters.is_word[text_starts] & characters.is_word[text_starts - 1] & (text_starts > 0)
     # Pieces of one character (bytes of a non-ASCII letter) share their offsets with the piece before.
-    continues[1:] |= (char_starts[1:] == char_starts[:-1]) & (char_ends[1:] == char_ends[:-1])
+    continues[1:] |= (text_starts[1:] == text_starts[:-1]) & (char_ends[1:] == char_ends[:-1])
     continues[0] = False
     starts = (~continues).astype(np.int8)
-    if continues.any():
-        index = np.arange(len(starts))
-        word_begin = np.maximum.accumulate(np.where(starts == 1, index, 0))
-        starts[(index - word_begin) % MAX_WORD_TOKENS == 0] = 1
+    index = np.arange(len(starts))
+    word_begin = np.maximum.accumulate(np.where(continues, 0, index))
+    starts[(index - word_begin) % MAX_WORD_TOKENS == 0] = 1
     return starts
 
 
 def link_file(
-    code: str, graph: "CodeGraph", tokenizer: PreTrainedTokenizerFast, leaf_encoder: LeafEncoder | None = None
+    code: str, graph: "CodeGraph", tokenizer: "PreTrainedTokenizerFast", leaf_encoder: LeafEncoder | None = None
 ) -> tuple[dict[str, np.ndarray], dict[str, int]]:
     """Tokenise one file and hang its triples on its tokens (DESIGN: leafy chain graph, sparse form).
 
@@ -121,82 +140,128 @@ def link_file(
             f"tokenizer {type(tokenizer).__name__} is not a fast tokenizer and gives no character offsets; "
             "use a directory with a tokenizer.json"
         )
-    leaf_encoder = leaf_encoder or LeafEncoder(tokenizer)
     encoding = tokenizer.backend_tokenizer.encode(code, add_special_tokens=False)
-    offsets = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
-    starts, ends = offsets[:, 0].copy(), offsets[:, 1]
-    text_starts = _skip_leading_space(code, starts, ends)
+    offsets = _flat(encoding.offsets).reshape(-1, 2)
+    starts, ends = offsets[:, 0].copy(), offsets[:, 1].copy()
+    characters = _Characters(code)
+    text_starts = _skip_leading_space(characters, starts, ends)
 
-    spans, rows, leaves = [], [], []
-    facts: dict[tuple[str, str, str], int] = {}
-    for number, triple in enumerate(graph.triples):
-        fact = facts.setdefault((triple.head, triple.relation, triple.tail), len(facts))
-        relation = RELATION_IDS[triple.relation]
-        spans.append((triple.head_start, triple.head_end))
-        rows.append((relation, 0, number, fact, triple.is_use))
-        leaves.append(triple.tail)
-        if triple.tail_start is not None and triple.tail_start != triple.head_start:
-            spans.append((triple.tail_start, triple.tail_end))
-            rows.append((relation, 1, number, fact, triple.is_use))
-            leaves.append(triple.head)
-
-    span_array = np.array(spans, dtype=np.int64).reshape(-1, 2)
-    row_array = np.array(rows, dtype=np.int64).reshape(-1, 5)
-    first = np.searchsorted(ends, span_array[:, 0], side="right")
-    last = np.searchsorted(starts, span_array[:, 1], side="left")
-    leaf_tokens = [leaf_encoder(text) for text in leaves]
-    leaf_lengths = np.array([len(ids) for ids in leaf_tokens], dtype=np.int64)
-    linked = (last > first) & (leaf_lengths > 0)
-    is_head = row_array[:, 1] == 0
-
-    kept_first, kept_last = first[linked], last[linked]
-    straddling = (text_starts[kept_first] < span_array[linked, 0]) | (ends[kept_last - 1] > span_array[linked, 1])
+    anchors = _list_anchors(graph.triples, leaf_encoder or LeafEncoder(tokenizer))
+    first = np.searchsorted(ends, anchors.start, side="right")
+    last = np.searchsorted(starts, anchors.end, side="left")
+    is_linked = (last > first) & (anchors.leaf_length > 0)
     # Anchors are sorted by place, so that a window's anchors are one slice of the row.
-    order = np.argsort(kept_first, kind="stable")
-    kept_leaves = [leaf_tokens[i] for i in np.flatnonzero(linked)[order]]
-    kept_rows = row_array[linked][order]
-    boundary_chars = np.array([offset for offset, _ in graph.boundaries], dtype=np.int64)
-    boundary_depth = np.array([depth for _, depth in graph.boundaries], dtype=np.int64)
-    boundary_token, keep = np.unique(np.searchsorted(text_starts, boundary_chars, side="left"), return_index=True)
+    linked = np.flatnonzero(is_linked)
+    linked = linked[np.argsort(first[linked], kind="stable")]
+    first, last = first[linked], last[linked]
+    straddling = (text_starts[first] < anchors.start[linked]) | (ends[last - 1] > anchors.end[linked])
+    leaf_length = anchors.leaf_length[linked]
+    leaf_offsets = np.concatenate([[0], np.cumsum(leaf_length)])
+    # Where each leaf token lies among the tokens of the file's distinct texts.
+    within = np.arange(leaf_offsets[-1]) - np.repeat(leaf_offsets[:-1], leaf_length)
+    leaf_ids = anchors.text_ids[np.repeat(anchors.leaf_begin[linked], leaf_length) + within]
 
+    boundaries = _flat(graph.boundaries).reshape(-1, 2)
+    boundary_token, keep = np.unique(np.searchsorted(text_starts, boundaries[:, 0], side="left"), return_index=True)
     columns = {
-        "input_ids": np.array(encoding.ids),
+        "input_ids": encoding.ids,
         "char_starts": starts,
         "char_ends": ends,
-        "word_starts": word_starts(code, text_starts, ends),
+        "word_starts": word_starts(characters, text_starts, ends),
         "boundary_token": boundary_token,
-        "boundary_depth": boundary_depth[keep],
-        "anchor_start": kept_first[order],
-        "anchor_length": (kept_last - kept_first)[order],
-        "anchor_relation": kept_rows[:, 0],
-        "anchor_reversed": kept_rows[:, 1],
-        "anchor_triple": kept_rows[:, 2],
-        "anchor_fact": kept_rows[:, 3],
-        "anchor_is_use": kept_rows[:, 4],
-        "leaf_offsets": np.cumsum([0, *map(len, kept_leaves)]),
-        "leaf_ids": np.array([token for ids in kept_leaves for token in ids]),
+        "boundary_depth": boundaries[keep, 1],
+        "anchor_start": first,
+        "anchor_length": last - first,
+        "anchor_relation": anchors.relation[linked],
+        "anchor_reversed": anchors.is_reversed[linked],
+        "anchor_triple": anchors.triple[linked],
+        "anchor_fact": anchors.fact[linked],
+        "anchor_is_use": anchors.is_use[linked],
+        "leaf_offsets": leaf_offsets,
+        "leaf_ids": leaf_ids,
     }
     columns = {name: np.asarray(columns[name]).astype(dtype) for name, dtype in ROW_COLUMNS.items()}
-    stats = Counter(
-        tokens=len(starts),
-        triples=len(graph.triples),
-        triples_linked=len(np.unique(row_array[linked, 2])),
-        heads=int(is_head.sum()),
-        heads_linked=int((is_head & linked).sum()),
-        anchors=len(kept_rows),
-        anchors_straddling=int(straddling.sum()),
-        leaf_tokens=int(leaf_lengths[linked].sum()),
+    num_triples = len(graph.triples)
+    stats = {
+        "tokens": len(starts),
+        "triples": num_triples,
+        "triples_linked": int(np.count_nonzero(np.bincount(columns["anchor_triple"], minlength=1))),
+        "heads": num_triples,
+        "heads_linked": int(is_linked[~anchors.is_reversed].sum()),
+        "anchors": len(linked),
+        "anchors_straddling": int(straddling.sum()),
+        "leaf_tokens": int(leaf_offsets[-1]),
+    }
+    return columns, stats
+
+
+class _Anchors:
+    """The anchors of a file, one array element for each: the span, the leaf's tokens in `text_ids`, and its triple."""
+
+    start: np.ndarray
+    end: np.ndarray
+    relation: np.ndarray
+    is_reversed: np.ndarray
+    triple: np.ndarray
+    fact: np.ndarray
+    is_use: np.ndarray
+    leaf_begin: np.ndarray
+    leaf_length: np.ndarray
+    text_ids: np.ndarray
+
+
+def _list_anchors(triples: list, leaf_encoder: LeafEncoder) -> _Anchors:
+    """Each triple's forward anchor, then, where its tail has a place of its own in the text, its reversed anchor."""
+    heads, head_start, head_end, relations, tails, tail_start, tail_end, is_use = (
+        zip(*map(_FIELDS, triples), strict=True) if triples else [()] * 8
     )
-    return columns, dict(stats)
+    head_start, head_end = _flat_row(head_start), _flat_row(head_end)
+    tail_start, tail_end = (_flat_row(-1 if x is None else x for x in column) for column in (tail_start, tail_end))
+    relation = _flat_row(map(RELATION_IDS.__getitem__, relations))
+    facts: dict[tuple, int] = {}
+    fact = _flat_row(facts.setdefault(key, len(facts)) for key in zip(heads, relations, tails, strict=True))
+    # Each distinct text is encoded once, and named by its number.
+    texts = {text: number for number, text in enumerate(dict.fromkeys(chain(heads, tails)))}
+    encoded = [leaf_encoder(text) for text in texts]
+    text_length = _flat_row(map(len, encoded))
+    text_begin = np.cumsum(text_length) - text_length
+    head_text, tail_text = (_flat_row(map(texts.__getitem__, column)) for column in (heads, tails))
+
+    has_site = (tail_start >= 0) & (tail_start != head_start)
+    # An anchor's number is twice its triple's, plus one if it is reversed.
+    forward, backward = np.arange(len(triples)) * 2, np.flatnonzero(has_site) * 2 + 1
+    order = np.argsort(np.concatenate([forward, backward]), kind="stable")
+
+    def both(at_head: np.ndarray, at_site: np.ndarray) -> np.ndarray:
+        return np.concatenate([at_head, at_site[has_site]])[order]
+
+    anchors = _Anchors()
+    anchors.start, anchors.end = both(head_start, tail_start), both(head_end, tail_end)
+    anchors.is_reversed = np.concatenate([np.zeros(len(forward), bool), np.ones(len(backward), bool)])[order]
+    number = np.arange(len(triples))
+    anchors.relation, anchors.fact, anchors.triple = both(relation, relation), both(fact, fact), both(number, number)
+    used = np.array(is_use, dtype=bool)
+    anchors.is_use = both(used, used)
+    leaf_text = both(tail_text, head_text)
+    anchors.leaf_begin, anchors.leaf_length = text_begin[leaf_text], text_length[leaf_text]
+    anchors.text_ids = _flat(encoded)
+    return anchors
 
 
-def _skip_leading_space(code: str, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
+def _flat(rows: list) -> np.ndarray:
+    """The numbers of many short lists or tuples, one after the other."""
+    return _flat_row(chain.from_iterable(rows))
+
+
+def _flat_row(values) -> np.ndarray:
+    return np.fromiter(values, dtype=np.int64)
+
+
+def _skip_leading_space(characters: _Characters, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
     """Where each token's own text begins: after the spaces that a byte-level token may carry in front."""
     text_starts = starts.copy()
-    space = np.frombuffer(code.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
-    is_space = np.append(np.isin(space, (9, 10, 11, 12, 13, 32)), False)
-    while True:
-        move = (text_starts < ends - 1) & is_space[np.minimum(text_starts, len(is_space) - 1)]
-        if not move.any():
-            return text_starts
-        text_starts[move] += 1
+    moving = np.arange(len(starts))
+    while len(moving):
+        moving = moving[characters.is_space[text_starts[moving]] & (text_starts[moving] < ends[moving] - 1)]
+        text_starts[moving] += 1
+    return text_starts

@@ -31,14 +31,15 @@ MASK_TOKEN = "<mask>"
 MODEL_MAX_LENGTH = 1024
 
 # Words that no name can be; a space beside them is theirs.
+# Written as a tree and behind a look at the first letter, because the pre-tokenizer is a third of a build's time.
 _KEYWORDS = (
-    "and|assert|async|as|await|class|def|del|elif|else|except|for|from|global|if|import|in|is|lambda|nonlocal|not|or|"
-    "raise|return|while|with|yield"
+    "(?=[acdefgilnorwy])(?:a(?:nd|ssert|s(?:ync)?|wait)|class|de[fl]|e(?:l(?:if|se)|xcept)|f(?:or|rom)|global|"
+    "i(?:mport|[fns])|lambda|no(?:nlocal|t)|or|r(?:aise|eturn)|w(?:hile|ith)|yield)"
 )
 _WORD = r"[^\W\d_]+"
 PIECES = "|".join(
     (
-        rf"(?:(?<!\w)| )(?:{_KEYWORDS})(?!\w) ?",
+        rf"(?:(?<!\w)| ){_KEYWORDS}(?!\w) ?",
         rf"(?<=\w) {_WORD}",
         _WORD,
         r"\d+",
