@@ -34,6 +34,7 @@ setup(
         "pyyaml>=6.0",
         "tqdm>=4.66",
     ],
+    extras_require={"ray": ["ray[data]>=2.50"]},
     classifiers=[
         "Programming Language :: Python :: 3.11",
         "Programming Language :: Python :: 3.12",

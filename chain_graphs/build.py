@@ -1,23 +1,25 @@
 """The command that builds a dataset of chain graphs from corpora: `python -m graphmert.chain_graphs.build --help`.
 
-Order of work: read all sources into a staging file (skipping with reasons, dropping exact duplicates), assign projects
-to splits, train the tokenizer on the training split or load a given one, extract and link each file in processes, write
-the splits and the manifest. Everything is written into a hidden directory beside the output and renamed at the end, so
-a build that is killed leaves nothing that loads.
+Order of work: read all sources into staging files (skipping with reasons, dropping exact duplicates), find
+near-duplicates, assign projects to splits, train the tokenizer on the training split or load a given one, extract and
+link each batch of files in processes, write the splits and the manifest. All of it goes into a hidden directory beside
+the output, each file whole or not at all, and the dataset is renamed into its place at the end. So a build that is killed
+leaves nothing that loads, and the same command continues it; what it makes is the same to the byte.
 """
 
 import argparse
 import dataclasses
 import os
+import re
 import shutil
 import sys
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from .sources import DEFAULT_CACHE_DIR, BuildError, ReadOptions, Source, parse_source
 from .splitting import check_fractions, split_projects
+from .workplace import Workplace
 
 
 @dataclass
@@ -42,11 +44,26 @@ class BuildArguments:
     include_tables: bool = False
     across_files: bool = False
     num_proc: int = 1
+    near_duplicates: float = 0.85
+    max_file_seconds: float = 60.0
+    engine: str = "processes"
     cache_dir: str = str(DEFAULT_CACHE_DIR)
     overwrite: bool = False
+    restart: bool = False
 
 
-_NOT_RECORDED = ("output", "num_proc", "cache_dir", "overwrite")
+ENGINES = ("processes", "ray")
+_NOT_RECORDED = ("output", "num_proc", "engine", "cache_dir", "overwrite", "restart")
+# A tokenizer is trained on at most so many characters: each n-th file of a larger training split.
+TOKENIZER_CHARS = 100_000_000
+# Not learned from: data in strings. A file of one such run would take the trainer hours.
+_LONG_RUN = re.compile(r"\S{1000,}|\s{1000,}")
+
+
+def recorded(arguments: BuildArguments) -> dict:
+    """The arguments that shape the dataset."""
+    return {name: value for name, value in dataclasses.asdict(arguments).items() if name not in _NOT_RECORDED}
+
 
 _EPILOG = """sources (repeat --source for each):
   stdlib                              this interpreter's standard library; a project is a top-level module or package
@@ -114,9 +131,28 @@ def make_parser() -> argparse.ArgumentParser:
         action=argparse.BooleanOptionalAction,
         help="resolve imports across the files of each project, default no; takes about half as long again",
     )
+    add(
+        "--near-duplicates",
+        type=float,
+        metavar="SIMILARITY",
+        help="leave out files whose word 5-grams resemble an earlier file's so much (Jaccard, estimated by MinHash), "
+        f"default {default.near_duplicates}; 0 keeps them",
+    )
+    add(
+        "--max-file-seconds",
+        type=float,
+        metavar="S",
+        help=f"give up a file that takes longer, default {default.max_file_seconds:g}",
+    )
+    add("--engine", choices=ENGINES, help="processes of this machine, or Ray Data (pip install graphmert[ray])")
     add("--num-proc", type=int, metavar="N", help="worker processes, default 1")
     add("--cache-dir", metavar="DIR", help=f"where downloads are kept, default {DEFAULT_CACHE_DIR}")
     add("--overwrite", action=argparse.BooleanOptionalAction, help="replace a dataset that stands in the output")
+    add(
+        "--restart",
+        action=argparse.BooleanOptionalAction,
+        help="begin anew, even where a build was stopped that could be continued",
+    )
     return parser
 
 
@@ -153,6 +189,8 @@ def read_config(path: Path) -> dict:
         if name not in fields:
             raise BuildError(f"--config {path}: unknown option {name!r}; the options are {', '.join(fields)}")
         default = fields[name].default
+        if name == "engine" and value not in ENGINES:
+            raise BuildError(f"--config {path}: engine {value!r} is not one of {', '.join(ENGINES)}")
         if name in ("source", "validation_projects", "test_projects"):
             value = [value] if isinstance(value, str) else value
             fits = isinstance(value, list) and all(isinstance(item, str) for item in value)
@@ -185,7 +223,11 @@ def build_chain_graphs(
         BuildError: a `ValueError` whose message names the input and the mend.
     """
     check_arguments(arguments)
-    output = Path(arguments.output)
+    work = Workplace(Path(arguments.output), recorded(arguments), arguments.restart)
+    finished = work.finished_manifest()
+    if finished is not None:
+        return finished
+    check_output(arguments)
     options = ReadOptions(
         max_file_bytes=arguments.max_file_bytes,
         min_file_chars=arguments.min_file_chars,
@@ -196,17 +238,10 @@ def build_chain_graphs(
     )
     specs = list(dict.fromkeys(arguments.source))
     sources = [parse_source(spec, options) for spec in specs]
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{output.name}.building-", dir=output.parent))
-    except OSError as error:
-        raise BuildError(f"--output {output}: cannot be made ({error.strerror})") from error
-    try:
-        manifest = _build_in(scratch, sources, arguments, extract)
-        put_in_place(scratch / "dataset", output)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-    return manifest
+    with work:
+        if not (work.path / "dataset" / "manifest.json").exists():
+            _build_in(work.path, sources, arguments, extract)
+        return work.put_in_place()
 
 
 def check_arguments(arguments: BuildArguments) -> None:
@@ -216,11 +251,20 @@ def check_arguments(arguments: BuildArguments) -> None:
         raise BuildError(
             "--validation-fraction is 0; a dataset needs a validation split (a fraction, or --validation-projects)"
         )
-    for name, smallest in (("num_proc", 1), ("max_file_bytes", 1), ("min_file_chars", 0)):
+    for name, smallest in (("num_proc", 1), ("max_file_bytes", 1), ("min_file_chars", 0), ("max_file_seconds", 0.1)):
         if getattr(arguments, name) < smallest:
             raise BuildError(
                 f"--{name.replace('_', '-')} is {getattr(arguments, name)}; it must be at least {smallest}"
             )
+    if arguments.near_duplicates != 0 and not 0.5 <= arguments.near_duplicates <= 1:
+        raise BuildError(
+            f"--near-duplicates is {arguments.near_duplicates}; it must be a similarity from 0.5 to 1, or 0 to keep "
+            "near-duplicates"
+        )
+
+
+def check_output(arguments: BuildArguments) -> None:
+    """Refuse an output that holds something else than a dataset to be replaced."""
     output = Path(arguments.output)
     if output.exists():
         from .manifest import MANIFEST_FILE
@@ -236,18 +280,15 @@ def check_arguments(arguments: BuildArguments) -> None:
                 )
 
 
-def put_in_place(directory: Path, output: Path) -> None:
-    """Move a finished dataset to its place; what stood there goes only when the new one is whole."""
-    if output.exists():
-        old = directory.with_name("replaced")
-        os.replace(output, old)
-    os.replace(directory, output)
-
-
-def _build_in(scratch: Path, sources: list[Source], arguments: BuildArguments, extract: Callable | None) -> dict:
+def _build_in(work: Path, sources: list[Source], arguments: BuildArguments, extract: Callable | None) -> None:
+    """Make the dataset in `work / "dataset"`; what an earlier run has left in `work` is taken up."""
     # Imported here: they load transformers, which --help and early refusals need not wait for.
+    from .assembly import SPLITS, assemble, count_duplicates, write_dataset_files
+    from .card import make_card
     from .manifest import TOKENIZER_DIR, Tally, make_manifest, write_manifest
-    from .rows import default_extract, stage_files
+    from .pool import WorkerPool
+    from .sources import SkippedFile
+    from .staging import Staging
     from .tokenizer import check_vocab_size, load_tokenizer, tokenizer_sha256
 
     given_tokenizer = load_tokenizer(arguments.tokenizer) if arguments.tokenizer else None
@@ -256,123 +297,160 @@ def _build_in(scratch: Path, sources: list[Source], arguments: BuildArguments, e
         warning = getattr(source, "warning", None)
         if warning:
             say(f"warning: {warning}")
-    staging = scratch / "files.arrow"
-    sizes, skipped = stage_files(_read_sources(sources), staging)
-    _refuse_empty(sources, sizes, skipped)
-    assignment = split_projects(
-        sizes,
-        arguments.validation_fraction,
-        arguments.test_fraction,
-        tuple(arguments.validation_projects),
-        tuple(arguments.test_projects),
-        arguments.seed,
-    )
-    dataset_dir = scratch / "dataset"
-    tokenizer_dir = dataset_dir / TOKENIZER_DIR
-    tokenizer = given_tokenizer or _train_tokenizer(staging, assignment, arguments.vocab_size)
-    tokenizer.save_pretrained(tokenizer_dir)
+    staging = Staging(work / "staging")
+    num_found = [staging.add(number, lambda source=source: _read(source)) for number, source in enumerate(sources)]
+    _refuse_empty(sources, num_found, staging)
+    with WorkerPool(min(arguments.num_proc, len(staging.batches)), arguments.max_file_seconds) as pool:
+        repeats = _find_near_duplicates(work, staging, pool, arguments.near_duplicates)
+        sizes = staging.sizes(repeats)
+        assignment = split_projects(
+            sizes,
+            arguments.validation_fraction,
+            arguments.test_fraction,
+            tuple(arguments.validation_projects),
+            tuple(arguments.test_projects),
+            arguments.seed,
+        )
+        tokenizer_dir = work / TOKENIZER_DIR
+        if not tokenizer_dir.exists():
+            tokenizer = given_tokenizer or _train_tokenizer(staging, sizes, assignment, repeats, arguments.vocab_size)
+            partial = work / "tokenizer.partial"
+            shutil.rmtree(partial, ignore_errors=True)
+            tokenizer.save_pretrained(partial)
+            os.replace(partial, tokenizer_dir)
+        if arguments.across_files and extract is None:
+            from .projects import index_projects
 
-    if arguments.across_files and extract is None:
-        from .projects import index_projects
-        from .rows import staged_files
+            say("indexing each project for imports across its files")
+            extract = index_projects(staging.files, work / "projects")
+        row_files = _make_rows(work, staging, pool, repeats, tokenizer_dir, arguments, extract)
 
-        say("indexing each project for imports across its files")
-        extract = index_projects(lambda: staged_files(staging), scratch / "projects")
+    say("writing the splits")
+    dataset = work / "dataset"
+    shutil.rmtree(dataset, ignore_errors=True)
     tally = Tally()
-    tally.skipped.extend(skipped)
-    _write_splits(
-        scratch, staging, tokenizer_dir, dataset_dir, assignment, arguments, tally, extract or default_extract
-    )
-    record = {k: v for k, v in dataclasses.asdict(arguments).items() if k not in _NOT_RECORDED}
+    tally.skipped.extend(staging.skipped)
+    places = staging.places({*repeats, *repeats.values()})
+    for number, other in repeats.items():
+        place = places[number]
+        tally.skipped.append(SkippedFile(place["source"], place["path"], NEAR_DUPLICATE, places[other]["path"]))
+    data_files, overlap = assemble(row_files, assignment, tally, dataset)
+    write_dataset_files(data_files, dataset)
+    shutil.copytree(tokenizer_dir, dataset / TOKENIZER_DIR)
     manifest = make_manifest(
         tally,
         [{"spec": source.spec} | source.describe() for source in sources],
         assignment,
-        record,
+        recorded(arguments),
         {
             "name": arguments.tokenizer or "byte-level BPE trained on the training split",
-            "vocab_size": len(tokenizer),
+            "vocab_size": len(load_tokenizer(str(tokenizer_dir))),
             "sha256": tokenizer_sha256(tokenizer_dir),
         },
+        {"threshold": arguments.near_duplicates} | count_duplicates(repeats, places, assignment),
+        {split: overlap.get(split) for split in SPLITS if split in overlap},
     )
-    write_manifest(manifest, dataset_dir)
-    return manifest
+    make_card(manifest).save(dataset / "README.md")
+    write_manifest(manifest, dataset)
 
 
-def _read_sources(sources: list[Source]):
+NEAR_DUPLICATE = "near-duplicate of a file read before (--near-duplicates)"
+
+
+def _find_near_duplicates(work: Path, staging, pool, threshold: float) -> dict[int, int]:
+    """For each file that repeats another nearly, by its number, the number of that other."""
+    if not threshold:
+        return {}
+    import numpy as np
+
+    from .duplicates import NUM_HASHES, near_duplicates
+    from .pool import Task
+
+    say("looking for near-duplicates")
+    directory = work / "signatures"
+    directory.mkdir(exist_ok=True)
+    outputs = [directory / f"{number:06d}" for number in range(len(staging.batches))]
+    _run(
+        pool,
+        "near-duplicates",
+        outputs,
+        lambda number: Task(
+            f"{__package__}.rows:write_signatures",
+            (staging.batches[number].path, staging.batches[number].index, outputs[number]),
+        ),
+    )
+    parts = [np.fromfile(path, dtype=np.uint32).reshape(-1, NUM_HASHES) for path in outputs]
+    return near_duplicates(np.concatenate(parts), threshold)
+
+
+def _make_rows(work, staging, pool, repeats, tokenizer_dir, arguments, extract) -> list[Path]:
+    """The row files of all batches, in the order of the corpus."""
+    from .pool import Task
+    from .rows import default_extract
+
+    say(f"extracting and linking with {pool.num_proc} process(es)")
+    directory = work / "rows"
+    directory.mkdir(exist_ok=True)
+    outputs = [directory / f"{number:06d}.arrow" for number in range(len(staging.batches))]
+    ends = [batch.first for batch in staging.batches[1:]] + [staging.num_files]
+
+    def task(number: int) -> Task:
+        batch = staging.batches[number]
+        dropped = {file - batch.first for file in range(batch.first, ends[number]) if file in repeats}
+        tokenizer_file = tokenizer_dir / "tokenizer.json"
+        return Task(
+            f"{__package__}.rows:write_rows",
+            (batch.path, batch.index, outputs[number], dropped, tokenizer_file, extract or default_extract),
+        )
+
+    if arguments.engine == "ray":
+        from .ray_engine import run_with_ray
+
+        waiting = [number for number, path in enumerate(outputs) if not path.exists()]
+        run_with_ray([task(number) for number in waiting], arguments.num_proc, arguments.max_file_seconds)
+    else:
+        _run(pool, "linking", outputs, task)
+    return outputs
+
+
+def _run(pool, title: str, outputs: list[Path], task: Callable) -> None:
+    """Run the tasks whose output does not exist yet."""
     from tqdm import tqdm
 
-    for source in sources:
-        say(f"reading {source.spec}")
-        yield from tqdm(source.files(), desc="reading", unit=" files", disable=None, leave=False)
+    waiting = [number for number, path in enumerate(outputs) if not path.exists()]
+    with tqdm(total=len(waiting), desc=title, disable=None, leave=False) as bar:
+        pool.run((task(number) for number in waiting), bar.update)
 
 
-def _refuse_empty(sources: list[Source], sizes: dict[str, int], skipped: list) -> None:
+def _read(source: Source):
+    from tqdm import tqdm
+
+    say(f"reading {source.spec}")
+    return tqdm(source.files(), desc="reading", unit=" files", disable=None, leave=False)
+
+
+def _refuse_empty(sources: list[Source], num_found: list[int], staging) -> None:
     """A source without any file of code is a mistake of the user's (a wrong path), not an empty dataset."""
     from collections import Counter
 
-    for source in sources:
-        if source.num_files == 0:
+    for source, count in zip(sources, num_found, strict=True):
+        if count == 0:
             raise BuildError(f"source {source.spec} has no file of code; check the path")
-    if not sizes:
-        reasons = ", ".join(f"{n} {reason}" for reason, n in Counter(item.reason for item in skipped).most_common(4))
-        raise BuildError(f"no file of the sources can be used: {reasons}")
+    if staging.num_files == 0:
+        common = Counter(item.reason for item in staging.skipped).most_common(4)
+        raise BuildError(
+            f"no file of the sources can be used: {', '.join(f'{number} {reason}' for reason, number in common)}"
+        )
 
 
-def _train_tokenizer(staging: Path, assignment: dict[str, str], vocab_size: int):
-    from .rows import staged_texts
+def _train_tokenizer(staging, sizes: dict, assignment: dict[str, str], repeats: dict[int, int], vocab_size: int):
     from .tokenizer import train_tokenizer
 
     say(f"training a tokenizer of {vocab_size} entries on the training split")
     training = {project for project, split in assignment.items() if split == "train"}
-    return train_tokenizer(staged_texts(staging, training), vocab_size)
-
-
-def _write_splits(scratch, staging, tokenizer_dir, dataset_dir, assignment, arguments, tally, extract) -> None:
-    """Extract and link every staged file and save the splits as a `DatasetDict`."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-    from datasets import Dataset, DatasetDict
-    from tqdm import tqdm
-
-    from .rows import make_rows, num_staged_batches
-
-    say(f"extracting and linking with {arguments.num_proc} process(es)")
-    splits = [name for name in ("train", "validation", "test") if name in assignment.values()]
-    writers: dict[str, pa.ipc.RecordBatchStreamWriter] = {}
-    files = {split: scratch / f"{split}.arrow" for split in splits}
-    batches = make_rows(staging, tokenizer_dir, arguments.num_proc, extract)
-    for table, reports in tqdm(batches, total=num_staged_batches(staging), desc="linking", disable=None, leave=False):
-        for report in reports:
-            tally.add(report, assignment[report["project"]])
-        where = pa.array([assignment[project.as_py()] for project in table["project"]], pa.string())
-        for split in splits:
-            if split not in writers:
-                writers[split] = pa.ipc.new_stream(str(files[split]), table.schema)
-            writers[split].write_table(table.filter(pc.equal(where, split)))
-    for writer in writers.values():
-        writer.close()
-    loaded = {}
-    for split in splits:
-        if tally.by_split[split]["files"] == 0:
-            raise BuildError(
-                f"no file of the {split} split could be extracted; the first reasons: {_reasons(tally.skipped)}"
-            )
-        loaded[split] = Dataset.from_file(str(files[split]))
-        # The library's own fingerprint holds file times; this one makes equal builds equal to the byte.
-        loaded[split]._fingerprint = _file_sha256(files[split])[:16]
-    DatasetDict(loaded).save_to_disk(str(dataset_dir))
-
-
-def _reasons(skipped: list) -> str:
-    return "; ".join(dict.fromkeys(item.reason for item in skipped[-5:]))
-
-
-def _file_sha256(path: Path) -> str:
-    import hashlib
-
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    every = -(-sum(sizes[project] for project in training) // TOKENIZER_CHARS)
+    texts = (_LONG_RUN.sub(" ", text) for text in staging.texts(training, repeats, every))
+    return train_tokenizer(texts, vocab_size)
 
 
 def say(message: str) -> None:
@@ -390,6 +468,9 @@ def main(argv: list[str] | None = None) -> int:
     except BuildError as error:
         say(f"error: {' '.join(str(error).split())}")
         return 2
+    except KeyboardInterrupt:
+        say("stopped; the same command continues")
+        return 130
     from .manifest import summary
 
     print(summary(manifest))

@@ -3,12 +3,14 @@
 Reads and writes only inside a dataset's directory:
 
     manifest.json     written last; a directory without it is not a dataset
+    README.md         the dataset card (`card.py`)
     dataset_dict.json, train/, validation/, test/     a `datasets.DatasetDict`, one row per file
     tokenizer/        the tokenizer that made the rows
 """
 
 import json
 from collections import Counter, defaultdict
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +26,11 @@ FORMAT_VERSION = 1
 MANIFEST_FILE = "manifest.json"
 TOKENIZER_DIR = "tokenizer"
 _LIBRARIES = ("datasets", "pyarrow", "tokenizers", "transformers", "tree-sitter", "tree-sitter-python")
+
+
+def versions() -> dict[str, str]:
+    """Versions of this package and of the libraries that shape a dataset."""
+    return {"graphmert": version("graphmert")} | {name: version(name) for name in _LIBRARIES}
 
 
 class Tally:
@@ -56,7 +63,13 @@ class Tally:
 
 
 def make_manifest(
-    tally: Tally, sources: list[dict], assignment: dict[str, str], arguments: dict, tokenizer: dict
+    tally: Tally,
+    sources: list[dict],
+    assignment: dict[str, str],
+    arguments: dict,
+    tokenizer: dict,
+    near_duplicates: dict,
+    overlap: dict,
 ) -> dict:
     """Put a build's record together.
 
@@ -66,6 +79,8 @@ def make_manifest(
         assignment: split of each project.
         arguments: what the user asked for, as far as it shapes the dataset.
         tokenizer: name, vocabulary size and hash.
+        near_duplicates: how many files were left out for what they repeat, and where those stood.
+        overlap: facts of held-out splits that stand word for word in training, by split and relation.
 
     Returns:
         The manifest, ready for JSON. It holds no times and no machine's names, so equal inputs give equal manifests.
@@ -76,7 +91,7 @@ def make_manifest(
     splits = [name for name in ("train", "validation", "test") if name in assignment.values()]
     return {
         "format_version": FORMAT_VERSION,
-        "created_by": {"graphmert": version("graphmert")} | {name: version(name) for name in _LIBRARIES},
+        "created_by": versions(),
         "arguments": arguments,
         "relation_names": list(RELATION_NAMES),
         "sources": [
@@ -92,7 +107,9 @@ def make_manifest(
         },
         "skipped": {
             "by_reason": dict(Counter(item.reason for item in tally.skipped).most_common()),
-            "files": [{"source": item.source, "path": item.path, "reason": item.reason} for item in tally.skipped],
+            "files": [
+                {name: value for name, value in asdict(item).items() if value is not None} for item in tally.skipped
+            ],
         },
         "extraction": {
             "syntax_errors": dict(tally.syntax_errors),
@@ -100,6 +117,8 @@ def make_manifest(
         },
         "linking": dict(tally.linking),
         "tokenizer": tokenizer,
+        "near_duplicates": near_duplicates,
+        "overlap_with_training": overlap,
     }
 
 
@@ -129,6 +148,10 @@ def summary(manifest: dict) -> str:
         lines.append(f"heads linked        {linking['heads_linked'] / linking['heads']:>14.2%}")
     if linking.get("anchors"):
         lines.append(f"anchors straddling  {linking['anchors_straddling'] / linking['anchors']:>14.2%}")
+    for split, relations in manifest["overlap_with_training"].items():
+        occurrences = relations["all"]["occurrences"]
+        share = relations["all"]["occurrences_in_training"] / max(occurrences, 1)
+        lines.append(f"{split} triples that stand word for word in training {share:.2%}")
     by_reason = manifest["skipped"]["by_reason"]
     lines.append(f"skipped files       {sum(by_reason.values()):>14,}")
     lines.extend(f"  {count:>8,}  {reason}" for reason, count in by_reason.items())
@@ -137,8 +160,12 @@ def summary(manifest: dict) -> str:
 
 def write_manifest(manifest: dict, directory: Path) -> None:
     """Write `manifest.json` into a dataset's directory."""
-    text = json.dumps(manifest, indent=1, ensure_ascii=False)
-    (directory / MANIFEST_FILE).write_text(text + "\n", encoding="utf-8")
+    (directory / MANIFEST_FILE).write_text(manifest_text(manifest), encoding="utf-8")
+
+
+def manifest_text(manifest: dict) -> str:
+    """The text of `manifest.json`."""
+    return json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
 
 
 def read_manifest(path: str | Path) -> dict:

@@ -66,11 +66,15 @@ class SourceFile:
 
 @dataclass(frozen=True)
 class SkippedFile:
-    """One file that is left out, and why; `reason` is a short category, the same words for the same cause."""
+    """One file that is left out, and why; `reason` is a short category, the same words for the same cause.
+
+    `repeats` is the path of the file that a duplicate repeats.
+    """
 
     source: str
     path: str
     reason: str
+    repeats: str | None = None
 
 
 class Candidate(NamedTuple):

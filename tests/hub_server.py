@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -28,7 +29,7 @@ class HubServer:
                     )
                 elif "/commit/" in self.path:
                     hub.commit([json.loads(line) for line in body.splitlines()])
-                    name = self.path.split("/api/models/")[1].split("/commit/")[0]
+                    name = re.split("/api/(?:models|datasets)/", self.path)[1].split("/commit/")[0]
                     oid = f"{len(hub.commits):040x}"
                     self.answer({"success": True, "commitOid": oid, "commitUrl": f"{hub.url}/{name}/commit/{oid}"})
                 else:

@@ -2,15 +2,15 @@
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
+from stub_extract import broken_extract, interrupted_extract, killed_extract, stub_extract
 
 from graphmert.chain_graphs import load_chain_graphs
 from graphmert.chain_graphs.build import BuildArguments, build_chain_graphs, main, parse_arguments
@@ -20,39 +20,6 @@ from graphmert.chain_graphs.splitting import split_projects
 from graphmert.code_graph.schema import RELATION_NAMES
 
 NUM_PROJECTS = 8
-
-
-class StubTriple(SimpleNamespace):
-    """The fields of a triple that rows need."""
-
-
-def stub_extract(code: str, language: str = "python"):
-    """Parameters of one-parameter functions; texts with a marker fail as an extractor may."""
-    if "PLEASE_FAIL" in code:
-        raise ValueError("cannot read this\nsecond line")
-    if "PLEASE_RECURSE" in code:
-        raise RecursionError
-    triples, boundaries = [], []
-    for match in re.finditer(r"def (\w+)\((\w+)", code):
-        boundaries.append((match.start(), 0))
-        head, tail = match.span(1), match.span(2)
-        triples.append(StubTriple(head=match[1], head_start=head[0], head_end=head[1], relation="has_parameter",
-                                  tail=match[2], tail_start=tail[0], tail_end=tail[1], is_use=False))  # fmt: skip
-    return SimpleNamespace(
-        triples=triples, boundaries=boundaries, num_errors=int("ERROR" in code), num_skipped={"a reason": 1}
-    )
-
-
-def broken_extract(code: str, language: str = "python"):
-    raise TypeError("a programming error")
-
-
-def interrupted_extract(code: str, language: str = "python"):
-    raise KeyboardInterrupt
-
-
-def killed_extract(code: str, language: str = "python"):
-    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def project_text(index: int) -> str:
@@ -161,41 +128,106 @@ def test_tokenizer_sees_the_training_split_only(built):
 
 
 def test_bytes_do_not_depend_on_processes(built, corpus, tmp_path, monkeypatch):
-    from graphmert.chain_graphs import rows
+    from graphmert.chain_graphs import staging
 
     # Small batches, so that several processes have work.
-    monkeypatch.setattr(rows, "BATCH_CHARS", 3000)
+    monkeypatch.setattr(staging, "BATCH_CHARS", 3000)
     build_chain_graphs(arguments(corpus, tmp_path / "one"), extract=stub_extract)
     build_chain_graphs(arguments(corpus, tmp_path / "two", num_proc=2), extract=stub_extract)
     one, two = contents(tmp_path / "one"), contents(tmp_path / "two")
     assert one.keys() == two.keys()
     assert [name for name in one if one[name] != two[name]] == []
-    with pytest.raises(BuildError, match="a worker process was killed"):
-        build_chain_graphs(arguments(corpus, tmp_path / "three", num_proc=2), extract=killed_extract)
-    with pytest.raises(TypeError, match="a programming error"):
-        build_chain_graphs(arguments(corpus, tmp_path / "three", num_proc=2), extract=broken_extract)
     assert sorted(os.listdir(tmp_path)) == ["one", "two"]
 
 
-@pytest.mark.parametrize(("extract", "error"), [(broken_extract, TypeError), (interrupted_extract, KeyboardInterrupt)])
-def test_other_errors_surface_and_leave_nothing(corpus, tmp_path, extract, error):
-    with pytest.raises(error):
+@pytest.mark.parametrize(
+    ("extract", "error", "message"),
+    [
+        (broken_extract, TypeError, "a programming error"),
+        (interrupted_extract, KeyboardInterrupt, "in a worker process"),
+        (killed_extract, BuildError, "a worker process was killed 8 times in a row"),
+    ],
+)
+def test_other_errors_surface_and_the_same_command_continues(corpus, tmp_path, built, extract, error, message):
+    with pytest.raises(error, match=message):
         build_chain_graphs(arguments(corpus, tmp_path / "data"), extract=extract)
-    assert os.listdir(tmp_path) == []
+    # What has been read stays, unless the mistake shows before any rows are made.
+    assert os.listdir(tmp_path) == ([] if error is BuildError else [".data.building"])
+    build_chain_graphs(arguments(corpus, tmp_path / "data"), extract=stub_extract)
+    assert contents(tmp_path / "data") == contents(built[0]) and os.listdir(tmp_path) == ["data"]
 
 
-def test_killed_build_leaves_nothing_that_loads(corpus, tmp_path):
-    script = (
-        "from graphmert.chain_graphs.build import *; from test_build import *; import pathlib\n"
-        f"build_chain_graphs(arguments({str(corpus)!r}, {str(tmp_path / 'data')!r}), extract=killed_extract)"
-    )
-    done = subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parent, capture_output=True, check=False)
-    assert done.returncode == -signal.SIGKILL
-    assert not (tmp_path / "data").exists()
-    for left in tmp_path.iterdir():
-        for candidate in (left, left / "dataset"):
+BUILD = """
+import pathlib, sys
+from graphmert.chain_graphs import staging
+from graphmert.chain_graphs.build import BuildArguments, build_chain_graphs
+from stub_extract import slow_extract
+staging.BATCH_CHARS = 1500
+build_chain_graphs(BuildArguments(source=[f"dir:{sys.argv[1]}"], output=sys.argv[2], vocab_size=400, test_fraction=0.15,
+                                  near_duplicates=float(sys.argv[3])), extract=slow_extract)
+"""
+
+
+def start_build(corpus, output, near_duplicates=0.85) -> subprocess.Popen:
+    command = [sys.executable, "-c", BUILD, str(corpus), str(output), str(near_duplicates)]
+    return subprocess.Popen(command, cwd=Path(__file__).parent, stderr=subprocess.PIPE, text=True)
+
+
+def test_killed_at_any_moment_the_same_command_continues(corpus, tmp_path, monkeypatch):
+    from graphmert.chain_graphs import staging
+
+    monkeypatch.setattr(staging, "BATCH_CHARS", 1500)
+    build_chain_graphs(arguments(corpus, tmp_path / "whole"), extract=stub_extract)
+    work = tmp_path / ".data.building"
+    # Killed as soon as the first part of each phase stands.
+    for part in ("staging/*.arrow", "signatures/*", "rows/00000[4-9]*.arrow"):
+        process = start_build(corpus, tmp_path / "data")
+        deadline = time.monotonic() + 300
+        while process.poll() is None and not list(work.glob(part)) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.kill()
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL and not (tmp_path / "data").exists(), part
+        for candidate in (work, work / "dataset"):
             with pytest.raises(ValueError, match="build"):
                 load_chain_graphs(candidate)
+    kept = {path: path.stat().st_mtime_ns for path in work.glob("rows/*.arrow")}
+    assert kept
+    other = start_build(corpus, tmp_path / "data", near_duplicates=0.9)
+    _, message = other.communicate(timeout=300)
+    assert other.returncode == 1 and "a build with other arguments or versions was stopped here" in message
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    last = start_build(corpus, tmp_path / "data")
+    assert "continuing the build" in last.communicate(timeout=300)[1] and last.returncode == 0
+    assert contents(tmp_path / "data") == contents(tmp_path / "whole")
+    assert sorted(os.listdir(tmp_path)) == ["data", "whole"]
+
+
+def test_killed_after_the_dataset_came_to_its_place(corpus, tmp_path, monkeypatch):
+    from graphmert.chain_graphs import workplace
+
+    with monkeypatch.context() as patch:
+        patch.setattr(workplace.Workplace, "__exit__", lambda self, *exception: self._lock.close())
+        manifest = build_chain_graphs(arguments(corpus, tmp_path / "data"), extract=stub_extract)
+    assert sorted(os.listdir(tmp_path)) == [".data.building", "data"]
+    assert build_chain_graphs(arguments(corpus, tmp_path / "data"), extract=broken_extract) == json.loads(
+        json.dumps(manifest)
+    )
+    assert os.listdir(tmp_path) == ["data"]
+
+
+def test_two_builds_into_one_place_and_restart(corpus, tmp_path):
+    from graphmert.chain_graphs.workplace import Workplace
+
+    with pytest.raises(TypeError):
+        build_chain_graphs(arguments(corpus, tmp_path / "data"), extract=broken_extract)
+    with pytest.raises(BuildError, match="add --restart"):
+        build_chain_graphs(arguments(corpus, tmp_path / "data", seed=5), extract=stub_extract)
+    build_chain_graphs(arguments(corpus, tmp_path / "data", seed=5, restart=True), extract=stub_extract)
+    with Workplace(tmp_path / "other", {}), pytest.raises(BuildError, match="another build is writing it"):  # noqa: SIM117
+        with Workplace(tmp_path / "other", {}):
+            pass
+    assert os.listdir(tmp_path) == ["data"]
 
 
 def test_overwrite_replaces_datasets_only(corpus, tmp_path):

@@ -1,0 +1,152 @@
+"""Speed of a build and of loading its windows: `python -m graphmert.benchmarks.build_speed --record DIR`.
+
+Everything is measured in CPU seconds, of the command with all its worker processes, so that other work on the machine
+changes little; wall-clock times stand beside them. Three sizes of the same corpus show whether time grows linearly.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from .record import text_table, write_record
+
+# Runs in a process of its own, so that peak memory is of this build alone.
+_BUILD = """
+import json, resource, sys
+from graphmert.chain_graphs.build import BuildArguments, build_chain_graphs
+manifest = build_chain_graphs(BuildArguments(**json.loads(sys.argv[1])))
+own, workers = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+print(json.dumps({
+    "characters": sum(entry["characters"] for entry in manifest["splits"].values()),
+    "files": sum(entry["files"] for entry in manifest["splits"].values()),
+    "cpu_s": own.ru_utime + own.ru_stime + workers.ru_utime + workers.ru_stime,
+    "parent_cpu_s": own.ru_utime + own.ru_stime,
+    "parent_peak_bytes": own.ru_maxrss * 1024, "worker_peak_bytes": workers.ru_maxrss * 1024,
+}))
+"""
+
+_LOAD = """
+import json, resource, sys, time
+import torch
+torch.set_num_threads(1)
+from graphmert.chain_graphs import WindowDataset, load_chain_graphs
+from graphmert.collator import GraphMertCollator
+splits, _, tokenizer = load_chain_graphs(sys.argv[1])
+start = time.process_time()
+windows = WindowDataset(splits["train"], tokenizer)
+placed = time.process_time()
+collate = GraphMertCollator(tokenizer)
+count, size = min(len(windows), 6400), 64
+for begin in range(0, count, size):
+    collate([windows[i] for i in range(begin, min(begin + size, count))])
+print(json.dumps({
+    "windows": len(windows), "placed_per_s": len(windows) / (placed - start),
+    "collated_per_s": count / (time.process_time() - placed),
+    "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+}))
+"""
+
+
+def _run(program: str, argument: str) -> dict:
+    start = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", program, argument], stdout=subprocess.PIPE, text=True, check=True,
+        env=os.environ | {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    return json.loads(done.stdout.splitlines()[-1]) | {"wall_s": time.monotonic() - start}
+
+
+def measure(source: list[str], tokenizer: str, directory: Path, num_procs: tuple[int, ...]) -> list[dict]:
+    """Build one corpus with each number of processes; the datasets stay in `directory`."""
+    runs = []
+    for num_proc in num_procs:
+        output = directory / f"data{num_proc}"
+        shutil.rmtree(output, ignore_errors=True)
+        arguments = {
+            "source": source, "output": str(output), "tokenizer": tokenizer, "num_proc": num_proc,
+            "include_tests": True,
+        }  # fmt: skip
+        run = _run(_BUILD, json.dumps(arguments)) | {"num_proc": num_proc}
+        run["characters_per_cpu_s"] = run["characters"] / run["cpu_s"]
+        runs.append(run)
+    return runs
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument(
+        "--source", action="append", help="sources of growing size; default: parts of the standard library"
+    )
+    parser.add_argument("--tokenizer", help="default: one trained on the smallest corpus, which is not timed")
+    parser.add_argument("--num-proc", type=int, nargs="+", default=[1, 2], help="numbers of processes, default 1 2")
+    parser.add_argument("--record", metavar="DIR", help="write a record")
+    arguments = parser.parse_args(argv)
+    with tempfile.TemporaryDirectory() as scratch:
+        directory = Path(scratch)
+        sources = [[source] for source in arguments.source or _parts_of_the_library(directory)]
+        tokenizer = arguments.tokenizer
+        if tokenizer is None:
+            tokenizer = str(directory / "first" / "tokenizer")
+            _run(_BUILD, json.dumps({"source": sources[0], "output": str(directory / "first"), "include_tests": True}))
+        rows = []
+        for source in sources:
+            rows += measure(source, tokenizer, directory, tuple(arguments.num_proc))
+        loading = _run(_LOAD, str(directory / f"data{arguments.num_proc[0]}"))
+    table = "\n\n".join(
+        (
+            text_table(
+                ["MB", "files", "processes", "CPU s", "of it parent", "wall s", "MB per CPU s", "parent MB", "worker MB"],
+                [
+                    [
+                        f"{row['characters'] / 1e6:.2f}", row["files"], row["num_proc"], f"{row['cpu_s']:.1f}",
+                        f"{row['parent_cpu_s']:.1f}", f"{row['wall_s']:.1f}", f"{row['characters_per_cpu_s'] / 1e6:.2f}",
+                        row["parent_peak_bytes"] // 10**6, row["worker_peak_bytes"] // 10**6,
+                    ]
+                    for row in rows
+                ],
+            ),
+            text_table(["loading", "per CPU s"], [["windows cut and placed", int(loading["placed_per_s"])],
+                                              ["windows collated", int(loading["collated_per_s"])]]),
+        )
+    )  # fmt: skip
+    print(table)
+    if arguments.record:
+        write_record(
+            arguments.record,
+            "Speed of building and loading",
+            "python -m graphmert.benchmarks.build_speed",
+            {
+                "builds": rows,
+                "loading": loading,
+            },
+            table,
+            "A build reads, drops near-duplicates, parses, resolves, tokenises and writes, with a given tokenizer and the "
+            "start of all processes. CPU seconds are those of the command and of its workers together.",
+        )
+    return 0
+
+
+def _parts_of_the_library(directory: Path) -> list[str]:
+    """Three directories of the standard library's packages: about a tenth, a third, and all of its files."""
+    import sysconfig
+
+    library = Path(sysconfig.get_path("stdlib"))
+    files = [path for path in sorted(library.glob("*.py")) + sorted(library.glob("*/*.py")) if "test" not in str(path)]
+    specs = []
+    for name, step in (("tenth", 9), ("third", 3), ("whole", 1)):
+        for path in files[::step]:
+            target = directory / name / path.relative_to(library)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
+        specs.append(f"dir:{directory / name},project=children")
+    return specs
+
+
+if __name__ == "__main__":
+    sys.exit(main())
