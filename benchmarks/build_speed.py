@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -27,7 +28,6 @@ print(json.dumps({
     "files": sum(entry["files"] for entry in manifest["splits"].values()),
     "cpu_s": own.ru_utime + own.ru_stime + workers.ru_utime + workers.ru_stime,
     "parent_cpu_s": own.ru_utime + own.ru_stime,
-    "parent_peak_bytes": own.ru_maxrss * 1024, "worker_peak_bytes": workers.ru_maxrss * 1024,
 }))
 """
 
@@ -38,6 +38,11 @@ torch.set_num_threads(1)
 from graphmert.chain_graphs import WindowDataset, load_chain_graphs
 from graphmert.collator import GraphMertCollator
 splits, _, tokenizer = load_chain_graphs(sys.argv[1])
+codes = splits["train"]["code"][:200]
+start = time.process_time()
+for code in codes:
+    tokenizer.backend_tokenizer.encode(code, add_special_tokens=False)
+encoded_per_s = sum(map(len, codes)) / (time.process_time() - start)
 start = time.process_time()
 windows = WindowDataset(splits["train"], tokenizer)
 placed = time.process_time()
@@ -49,17 +54,42 @@ print(json.dumps({
     "windows": len(windows), "placed_per_s": len(windows) / (placed - start),
     "collated_per_s": count / (time.process_time() - placed),
     "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    "encoded_per_s": encoded_per_s,
 }))
 """
 
 
 def _run(program: str, argument: str) -> dict:
     start = time.monotonic()
-    done = subprocess.run(
-        [sys.executable, "-c", program, argument], stdout=subprocess.PIPE, text=True, check=True,
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, argument], stdout=subprocess.PIPE, text=True, start_new_session=True,
         env=os.environ | {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
-    return json.loads(done.stdout.splitlines()[-1]) | {"wall_s": time.monotonic() - start}
+    peaks: dict[int, int] = {}
+    watcher = threading.Thread(target=_watch, args=(process, peaks))
+    watcher.start()
+    output, _ = process.communicate()
+    watcher.join()
+    if process.returncode:
+        raise SystemExit(f"a measured process ended with status {process.returncode}")
+    parent = peaks.pop(process.pid, 0)
+    result = json.loads(output.splitlines()[-1]) | {"wall_s": time.monotonic() - start}
+    return result | {"parent_peak_bytes": parent, "worker_peak_bytes": max(peaks.values(), default=0)}
+
+
+def _watch(process: subprocess.Popen, peaks: dict[int, int]) -> None:
+    """Keep the peak memory of each process of a session. (A child's own report begins with what its parent had.)"""
+    while process.poll() is None:
+        for entry in Path("/proc").iterdir():
+            if not entry.name.isdigit():
+                continue
+            try:
+                if int((entry / "stat").read_text().rpartition(")")[2].split()[3]) == process.pid:
+                    status = (entry / "status").read_text()
+                    peaks[int(entry.name)] = int(status.partition("VmHWM:")[2].split()[0]) * 1024
+            except (OSError, IndexError):
+                continue
+        time.sleep(0.1)
 
 
 def measure(source: list[str], tokenizer: str, directory: Path, num_procs: tuple[int, ...]) -> list[dict]:
@@ -112,7 +142,8 @@ def main(argv: list[str] | None = None) -> int:
                 ],
             ),
             text_table(["loading", "per CPU s"], [["windows cut and placed", int(loading["placed_per_s"])],
-                                              ["windows collated", int(loading["collated_per_s"])]]),
+                                              ["windows collated", int(loading["collated_per_s"])],
+                                              ["characters encoded, nothing else", int(loading["encoded_per_s"])]]),
         )
     )  # fmt: skip
     print(table)
