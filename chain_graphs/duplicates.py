@@ -10,8 +10,8 @@ from collections import defaultdict
 import numpy as np
 
 NUM_HASHES = 128
-# A pair of files with Jaccard similarity 0.85 agrees in all rows of at least one band with probability 0.99.
-NUM_BANDS = 16
+# A pair of files at the threshold must meet in some band (agree in all its rows) with this probability.
+_RECALL = 0.99
 SHINGLE_WORDS = 5
 # Files of fewer words say too little to call one a repetition of another; equal ones are found by their text.
 MIN_WORDS = 20
@@ -71,9 +71,10 @@ def near_duplicates(signatures: np.ndarray, threshold: float) -> dict[int, int]:
     """
     earlier: dict[int, set[int]] = defaultdict(set)
     usable = np.flatnonzero(signatures.any(axis=1))
-    rows = NUM_HASHES // NUM_BANDS
+    # The longest bands that find such pairs: they bring the fewest others together.
+    rows = next(r for r in (8, 4, 2, 1) if 1 - (1 - threshold**r) ** (NUM_HASHES // r) >= _RECALL)
     multipliers = np.cumprod(np.full(rows, _MULTIPLIERS[0]), dtype=np.uint64)
-    for band in range(NUM_BANDS):
+    for band in range(NUM_HASHES // rows):
         block = signatures[usable, band * rows : (band + 1) * rows].astype(np.uint64)
         # Two different rows may share a number, but what is compared in the end is the whole signature.
         _, bucket = np.unique((block * multipliers).sum(axis=1, dtype=np.uint64), return_inverse=True)

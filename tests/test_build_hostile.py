@@ -106,6 +106,16 @@ def test_near_duplicates_keep_the_first_and_forget_short_texts():
     assert near_duplicates(signatures[::-1], 0.85) == {3: 0, 5: 1}
 
 
+@pytest.mark.parametrize(("edits", "similarity"), [(5, 0.92), (10, 0.83), (15, 0.76), (30, 0.6)])
+def test_near_duplicates_are_found_from_their_threshold_on(edits, similarity):
+    edited = list(WORDS)
+    for number in range(edits):
+        edited[number * len(WORDS) // edits] = "edited"
+    signatures = np.stack([signature(" ".join(WORDS)), signature(" ".join(edited))])
+    assert near_duplicates(signatures, similarity - 0.02) == {1: 0}
+    assert near_duplicates(signatures, similarity + 0.02) == {}
+
+
 def test_overlap_of_the_splits_is_counted(hostile):
     _, output, manifest, _ = hostile
     splits, _, _ = load_chain_graphs(output)
