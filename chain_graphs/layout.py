@@ -57,9 +57,11 @@ class Placed(NamedTuple):
 def place(candidates: list[Candidate], leaves_per_root: int) -> tuple[list[Placed], int, int]:
     """Choose one anchor for each fact and give it leaf slots (DESIGN section 2).
 
-    Facts whose leaf the window does not show come first, then the rest, each in the order of the text, and extras after
-    all of them. A fact takes the first root of its span with room for the whole leaf, else of its other anchors; failing
-    that, the first root with any room, and is cut; failing that, it is dropped.
+    Facts whose leaf the window does not show come first, then the rest, each in the order of the text. Leaves longer than
+    a root's slots would fill a root alone and be cut all the same: a fact takes an anchor with a leaf that fits, if it has
+    one, and facts without come after the others. A fact takes the first root of its span with room for the whole leaf,
+    else of its other anchors; failing that, the first root with any room, and is cut; failing that, it is dropped. Extras
+    come last and are dropped rather than cut.
 
     Args:
         candidates: the window's anchors in any order.
@@ -71,16 +73,27 @@ def place(candidates: list[Candidate], leaves_per_root: int) -> tuple[list[Place
     by_fact: dict[int, list[Candidate]] = {}
     for candidate in candidates:
         by_fact.setdefault(candidate.fact, []).append(candidate)
-    groups = [sorted(group, key=_anchor_preference) for group in by_fact.values()]
-    groups.sort(key=lambda group: (group[0].extra, group[0].visible, group[0].start, group[0].relation, group[0].leaf))
+
+    def is_long(candidate: Candidate) -> bool:
+        return len(candidate.leaf) > leaves_per_root
+
+    def preference(candidate: Candidate) -> tuple:
+        against = bool(candidate.reversed) != PREFERS_REVERSED[candidate.relation]
+        return candidate.extra, is_long(candidate), candidate.visible, against, candidate.start
+
+    def order(group: list[Candidate]) -> tuple:
+        first = group[0]
+        return first.extra, is_long(first), first.visible, first.start, first.relation, first.leaf
+
+    groups = sorted((sorted(group, key=preference) for group in by_fact.values()), key=order)
 
     used: dict[int, int] = {}
     placed: list[Placed] = []
     num_dropped = num_extras_dropped = 0
     for group in groups:
-        found = _find_room(group, used, leaves_per_root, whole=True) or _find_room(
-            group, used, leaves_per_root, whole=False
-        )
+        found = _find_room(group, used, leaves_per_root, whole=True)
+        if found is None and not group[0].extra:
+            found = _find_room(group, used, leaves_per_root, whole=False)
         if found is None:
             num_extras_dropped += group[0].extra
             num_dropped += not group[0].extra
@@ -91,15 +104,9 @@ def place(candidates: list[Candidate], leaves_per_root: int) -> tuple[list[Place
     return placed, num_dropped, num_extras_dropped
 
 
-def _anchor_preference(candidate: Candidate) -> tuple:
-    against = bool(candidate.reversed) != PREFERS_REVERSED[candidate.relation]
-    return candidate.extra, candidate.visible, against, candidate.start
-
-
 def _find_room(group: list[Candidate], used: dict[int, int], leaves_per_root: int, whole: bool) -> Placed | None:
     for candidate in group:
-        # A leaf longer than all the slots of a root is cut wherever it goes.
-        wanted = min(len(candidate.leaf), leaves_per_root)
+        wanted = len(candidate.leaf)
         for root in range(candidate.start, candidate.start + candidate.length):
             room = leaves_per_root - used.get(root, 0)
             if room >= wanted or (not whole and room > 0):

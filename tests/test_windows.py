@@ -170,6 +170,27 @@ def test_place_gives_extras_only_room_that_is_left():
     assert [item.candidate.fact for item in placed] == [9, 0] and (dropped, extras_dropped) == (0, 1)
 
 
+def test_place_drops_extras_rather_than_cut_them():
+    own = candidate(0, 1, [1, 2])
+    extra = candidate(1, 1, [3, 4], extra=True)
+    assert place([own, extra], leaves_per_root=3) == ([Placed(own, 1, 0, 2)], 0, 1)
+    assert place([own, extra], leaves_per_root=4)[0] == [Placed(own, 1, 0, 2), Placed(extra, 1, 2, 2)]
+
+
+def test_place_takes_the_anchor_whose_leaf_fits():
+    # has_parameter prefers the parameter's place, but the function's name is longer than a root has slots.
+    at_parameter = candidate(0, 4, [1, 2, 3, 4], relation=7, is_reversed=1)
+    at_function = candidate(0, 1, [5], relation=7, visible=True)
+    assert place([at_parameter, at_function], 3) == ([Placed(at_function, 1, 0, 1)], 0, 0)
+    assert place([at_parameter, at_function], 4) == ([Placed(at_parameter, 4, 0, 4)], 0, 0)
+
+
+def test_place_gives_leaves_that_are_cut_anyway_the_room_of_the_others_last():
+    long = candidate(0, 1, [1, 2, 3, 4])
+    short = candidate(1, 1, [5], visible=True)
+    assert place([long, short], 3) == ([Placed(short, 1, 0, 1), Placed(long, 1, 1, 2)], 0, 0)
+
+
 def test_a_fact_with_its_place_in_another_window_is_an_extra():
     text = "def load():\n" + "    x = 1\n" * 30 + "    return parse(x)\n"
     row, _ = link_file(text, graph(triple("load", "calls", "parse", text=text)), tiny_tokenizer())
