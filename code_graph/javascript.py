@@ -148,12 +148,12 @@ class JavaScriptReader(TreeStatements):
             self._fill_function(scope, node, self.scope if self.scope.kind == "class" else None)
             self._is_collecting = was_collecting
         else:
-            self._key_function(self._text(name), node)
+            self._key_function(self._text(name), node, is_member=stack is None)
 
-    def _key_function(self, name: Span, node: Node) -> None:
+    def _key_function(self, name: Span, node: Node, is_member: bool = False) -> None:
         """A function under a key: a method of the class around it, or of an object that is written out."""
         was_collecting, self._is_collecting = self._is_collecting, False
-        self._define_function(name, node, is_bound=self.scope.kind == "class")
+        self._define_function(name, node, is_bound=is_member, is_member=is_member)
         self._is_collecting = was_collecting
 
     def _pair(self, node: Node, stack: list) -> None:

@@ -488,6 +488,7 @@ class TreeReader(Reader):
         owner: Scope | None = None,
         key: str | None = None,
         place: Scope | None = None,
+        is_member: bool = True,
     ) -> Scope:
         """Makes the scope of a named function and puts its body into the queue.
 
@@ -498,15 +499,16 @@ class TreeReader(Reader):
             owner: the class that holds it where it is not the scope around it.
             key: the name it is bound by, where it is not `name`.
             place: the scope that binds its name where it is neither `owner` nor the scope around it.
+            is_member: whether a class around it holds it; not so in the value of a field.
         """
         outer = owner or self._body_scope()
         scope = self._new_scope(FUNCTION, name, owner or self.scope)
         if is_bound:
             self._bind_in(place or outer, key if key is not None else name[0] + self.about.method_mark, scope)
-        if outer.kind in (CLASS, FUNCTION):
+        if outer.kind == FUNCTION or (outer.kind == CLASS and is_member):
             outer.facts.append((CONTAINS, outer.name, name))
         self.boundaries.setdefault(node.start_byte, 1)
-        self._fill_function(scope, node, outer if outer.kind == CLASS else None)
+        self._fill_function(scope, node, outer if outer.kind == CLASS and is_member else None)
         return scope
 
     def _bind_in(self, place: Scope, key: str, definition: Scope) -> None:
