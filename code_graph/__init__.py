@@ -13,11 +13,14 @@ rows has_type list
 """
 
 import builtins
+import functools
 import gc
+import importlib
 from collections import Counter
 from collections.abc import Callable
 from typing import TypeVar
 
+from .examples import EXAMPLES, relations_of
 from .facts import Resolver
 from .graph import CodeGraph, Triple
 from .project import ProjectIndex
@@ -26,6 +29,8 @@ from .scopes import Scope
 from .syntax import GRAMMARS, count_errors, grammar
 
 __all__ = [
+    "EXAMPLES",
+    "EXTENSIONS",
     "LANGUAGES",
     "RELATIONS",
     "RELATION_IDS",
@@ -35,15 +40,63 @@ __all__ = [
     "Relation",
     "Triple",
     "extract",
+    "language_of",
+    "relations_of",
 ]
 
 LANGUAGES = tuple(GRAMMARS)
+
+# Endings of the files that hold each language.
+EXTENSIONS = {
+    "python": (".py", ".pyi"),
+    "java": (".java",),
+    "javascript": (".js", ".mjs", ".cjs", ".jsx"),
+    "go": (".go",),
+    "ruby": (".rb",),
+    "php": (".php",),
+}
+READERS = {
+    "python": "PythonReader",
+    "java": "JavaReader",
+    "javascript": "JavaScriptReader",
+    "go": "GoReader",
+    "ruby": "RubyReader",
+    "php": "PhpReader",
+}
+_LANGUAGE_OF = {extension: language for language, extensions in EXTENSIONS.items() for extension in extensions}
 
 _BUILTIN_NAMES = frozenset(dir(builtins))
 _BUILTIN_CLASSES = frozenset(name for name in _BUILTIN_NAMES if isinstance(getattr(builtins, name), type))
 
 
 Result = TypeVar("Result")
+
+
+def language_of(path: str) -> str | None:
+    """The language that the file at `path` is written in, by the ending of its name; None where it is none of these.
+
+    >>> language_of("src/Stack.java"), language_of("README.md")
+    ('java', None)
+    """
+    name = path.replace("\\", "/").rpartition("/")[2]
+    return _LANGUAGE_OF.get("." + name.rpartition(".")[2].lower()) if "." in name else None
+
+
+@functools.cache
+def reader_class(language: str) -> type:
+    """The reader of a language; its grammar is loaded when it is first asked for."""
+    module = importlib.import_module(f".{language}", __name__)
+    return getattr(module, READERS[language])
+
+
+def resolver_for(
+    language: str, scopes: list[Scope], project: ProjectIndex | None = None, module: str = ""
+) -> Resolver:
+    """The resolver of the facts of one file of a language."""
+    if language == "python":
+        return Resolver(scopes, _BUILTIN_NAMES, _BUILTIN_CLASSES, project, module)
+    about = reader_class(language).about
+    return Resolver(scopes, about.builtin_names, (), type_name=about.type_name, has_creations=True)
 
 
 def extract(source: str, language: str = "python", project: ProjectIndex | None = None, path: str = "") -> CodeGraph:
@@ -70,7 +123,7 @@ def extract(source: str, language: str = "python", project: ProjectIndex | None 
 
     def state(root, reader) -> CodeGraph:
         module = "" if project is None else project.module_of(path)
-        resolver = Resolver(reader.scopes, _BUILTIN_NAMES, _BUILTIN_CLASSES, project, module)
+        resolver = resolver_for(language, reader.scopes, project, module)
         return CodeGraph(
             triples=resolver.state(),
             boundaries=sorted(reader.boundaries.items()),
@@ -92,15 +145,13 @@ def outline_scopes(source: str, outline: Callable[[Scope], Result]) -> Result:
 
 
 def _read(source: str, language: str, state: Callable[..., Result]) -> Result:
-    from .python import PythonReader
-
     # Reading makes many small objects that all live until its end: the cycle collector would walk them in vain again
     # and again (a third of the time). The cycles among scopes are undone below, so nothing is left to it.
     was_collecting = gc.isenabled()
     gc.disable()
     try:
         root = grammar(language).parse(source)
-        reader = PythonReader(source)
+        reader = reader_class(language)(source)
         reader.read_module(root)
         result = state(root, reader)
         for scope in reader.scopes:

@@ -24,13 +24,27 @@ from .schema import (
     INSTANTIATES,
     RETURNS,
 )
-from .scopes import CLASS, DEFINITION, FUNCTION, IMPORT, MEMBER_IMPORT, PARAMETER, VARIABLE, Scope, Span, Symbol
+from .scopes import (
+    BLOCK,
+    CLASS,
+    DEFINITION,
+    FUNCTION,
+    IMPORT,
+    LAMBDA,
+    MEMBER_IMPORT,
+    PARAMETER,
+    VARIABLE,
+    Scope,
+    Span,
+    Symbol,
+)
 
 # A name that is written like a class: no underscore but leading ones, first letter a capital.
 CLASS_NAME = re.compile(r"_*[A-Z][^_]*\Z")
 DOTTED_NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*\Z")
 MAX_BASES = 64  # classes searched for one inherited member
 PARENT = "super()"
+METHOD_MARK = "()"  # ends the keys of functions and methods where variables have a name space of their own
 
 
 class Resolver:
@@ -42,6 +56,8 @@ class Resolver:
         builtin_classes: those of them that are classes.
         project: the files of the project, to follow imported names into; None leaves them where the file ends.
         module: the file's own dotted name in the project.
+        type_name: finds in the text of a type the class whose members its values have: the whole, or group 1.
+        has_creations: expressions say themselves that they make an instance, so that a plain call never does.
     """
 
     def __init__(
@@ -51,12 +67,16 @@ class Resolver:
         builtin_classes: Collection[str],
         project: ProjectIndex | None = None,
         module: str = "",
+        type_name: re.Pattern = DOTTED_NAME,
+        has_creations: bool = False,
     ):
         self.scopes = scopes
         self.builtin_names = builtin_names
         self.builtin_classes = builtin_classes
         self.project = project
         self.module = module
+        self.type_name = type_name
+        self.has_creations = has_creations
         self.triples: list[Triple] = []
         self.num_skipped: dict[str, int] = {}
         self._members: dict[tuple[int, str], tuple[Scope, Symbol | None] | None] = {}
@@ -70,6 +90,7 @@ class Resolver:
             self._at_names(scope)
             self._at_attributes(scope)
             self._at_calls(scope)
+            self._at_creations(scope)
             if scope.parent is None or scope.flow is not scope.parent.flow:
                 self._flows(scope)
         return sorted(dict.fromkeys(self.triples), key=_position)
@@ -101,7 +122,8 @@ class Resolver:
                 continue
             fields = owner.instance_of.fields
             span, known = fields.get(name, ((name, start, end), None))
-            fields[name] = ((name, start, end) if start < span[1] else span, known or annotation)
+            is_declared = self.has_creations and name in owner.instance_of.names
+            fields[name] = ((name, start, end) if start < span[1] and not is_declared else span, known or annotation)
             if annotation is not None:
                 self._fact((name, start, end), HAS_TYPE, annotation)
 
@@ -142,6 +164,17 @@ class Resolver:
 
     # Resolution
 
+    def lookup(self, scope: Scope, name: str) -> Symbol | None:
+        """The symbol that `name` means when `scope` reads it, members inherited by the classes around it included."""
+        symbol = scope.lookup(name)
+        around: Scope | None = scope
+        while symbol is None and isinstance(around, Scope):
+            if around.is_open:
+                found = self.member(around, name)
+                symbol = None if found is None else found[0].names.get(name)
+            around = around.parent
+        return symbol
+
     def resolve(self, scope: Scope | None, parts: tuple[str | None, ...]) -> tuple[str, Scope | None]:
         """What a dotted name stands for.
 
@@ -163,7 +196,7 @@ class Resolver:
                 if found is not None:
                     return found
             return last, None
-        symbol = scope.lookup(first)
+        symbol = self.lookup(scope, first)
         if symbol is None:
             return (".".join(parts) if first in self.builtin_names else last), None
         if symbol.kind in (IMPORT, MEMBER_IMPORT):
@@ -182,6 +215,8 @@ class Resolver:
             return (owner.qualified, owner) if symbol.is_class else (first, None)
         if owner is None and symbol.annotation is not None:
             owner = self._declared_class(symbol.scope, symbol.annotation)
+        if owner is None and symbol.creation:
+            owner = self._created_class(symbol)
         if owner is not None and len(parts) > 1:
             found = self._walk(owner, parts[1:])
             if found is not None:
@@ -211,10 +246,16 @@ class Resolver:
         return None
 
     def _declared_class(self, scope: Scope, annotation: Span) -> Scope | None:
-        if not DOTTED_NAME.match(annotation[0]):
+        match = self.type_name.match(annotation[0])
+        if match is None:
             return None
         reader = scope.parent if scope.kind == FUNCTION and scope.parent is not None else scope
-        target = self.resolve_plain(reader, tuple(annotation[0].split(".")))
+        target = self.resolve_plain(reader, tuple(match[match.lastindex or 0].split(".")))
+        return target if target is not None and target.kind == CLASS else None
+
+    def _created_class(self, symbol: Symbol) -> "Scope | Outline | None":
+        """The class whose new instance a variable is always bound to."""
+        target = self.resolve_plain(symbol.scope, symbol.creation)
         return target if target is not None and target.kind == CLASS else None
 
     def resolve_plain(self, scope: Scope, parts: tuple[str, ...]) -> Scope | None:
@@ -290,6 +331,18 @@ class Resolver:
             for symbol in scope.names.values():
                 if symbol.variable is not None and symbol.kind != PARAMETER:
                     self._fact(scope.name, DECLARES, symbol.variable)
+        elif scope.kind == LAMBDA:
+            for name, annotation in scope.parameters:
+                if annotation is not None:
+                    self._fact(name, HAS_TYPE, annotation)
+        elif scope.kind == BLOCK:
+            owner = scope.parent
+            while owner.kind == BLOCK:
+                owner = owner.parent
+            if owner.kind == FUNCTION:
+                for symbol in scope.names.values():
+                    if symbol.variable is not None and symbol.kind != PARAMETER:
+                        self._fact(owner.name, DECLARES, symbol.variable)
         elif scope.kind == CLASS:
             for span, _ in scope.fields.values():
                 self._fact(scope.name, HAS_FIELD, span)
@@ -313,7 +366,7 @@ class Resolver:
 
     def _facts_of_use(self, scope: Scope, name: str) -> list[tuple[bool, str, Span]]:
         """What can be said wherever `scope` reads `name`: (the name is the tail, relation, the other end)."""
-        symbol = scope.lookup(name)
+        symbol = self.lookup(scope, name)
         if symbol is None:
             return []
         facts: list[tuple[bool, str, Span]] = []
@@ -330,6 +383,8 @@ class Resolver:
         elif symbol.kind in (PARAMETER, VARIABLE) and symbol.instance_of is None:
             if symbol.kind == PARAMETER and symbol.scope.kind == FUNCTION:
                 facts.append((True, HAS_PARAMETER, symbol.scope.name))
+            if symbol.scope.kind == CLASS and symbol.scope is not scope:
+                facts.append((True, HAS_FIELD, symbol.scope.name))
             if symbol.annotation is not None:
                 facts.append((False, HAS_TYPE, symbol.annotation))
         return [fact for fact in facts if _is_real(fact[2])]
@@ -349,6 +404,7 @@ class Resolver:
             if found is None:
                 continue
             holder, symbol = found
+            name = name.removesuffix(METHOD_MARK)
             head = holder.name if isinstance(holder, Scope) else self._mention(owner, holder)
             self._fact(head, HAS_FIELD if symbol is None else CONTAINS, (name, start, end), True)
             if symbol is None and holder.fields[name][1] is not None:
@@ -362,7 +418,7 @@ class Resolver:
             return symbol if self.project is not None else None
         if symbol.kind in (PARAMETER, VARIABLE) and symbol.annotation is not None:
             return self._declared_class(symbol.scope, symbol.annotation)
-        return None
+        return self._created_class(symbol) if symbol.creation else None
 
     def _mention(self, owner: Scope | Outline, holder: Outline) -> Span:
         """Where a class of this file names a base of another file, or an empty span."""
@@ -373,29 +429,46 @@ class Resolver:
         return holder.name
 
     def _at_calls(self, scope: Scope) -> None:
-        resolved: dict[tuple, tuple[str, str, Span | None]] = {}
+        resolved: dict[tuple, tuple[str | None, str, Span | None]] = {}
         caller = scope.function
         for parts, start, end in scope.calls:
             found = resolved.get(parts)
             if found is None:
                 found = resolved[parts] = self._callee(scope, parts)
             relation, text, returns = found
-            if caller is None:
+            if relation is None:
+                self._skip("conversion")
+            elif caller is None:
                 self._skip("call outside a function")
             else:
                 self._fact(caller.name, relation, (text, start, end))
             if returns is not None:
-                self._fact((parts[-1], start, end), RETURNS, returns, True)
+                self._fact((parts[-1].removesuffix(METHOD_MARK), start, end), RETURNS, returns, True)
 
-    def _callee(self, scope: Scope, parts: tuple[str | None, ...]) -> tuple[str, str, Span | None]:
-        """Relation and text for a callee, and its declared return type where it is a function of this file."""
+    def _at_creations(self, scope: Scope) -> None:
+        caller = scope.function
+        for parts, start, end in scope.creations:
+            if caller is None:
+                self._skip("instance made outside a function")
+            else:
+                self._fact(caller.name, INSTANTIATES, (self.resolve(scope, parts)[0], start, end))
+
+    def _callee(self, scope: Scope, parts: tuple[str | None, ...]) -> tuple[str | None, str, Span | None]:
+        """Relation and text for a callee, and its declared return type where it is a function of this file.
+
+        The relation is None for a conversion: a call of a type where making an instance is written otherwise.
+        """
         text, target = self.resolve(scope, parts)
         if target is not None:
             if target.kind == CLASS:
-                return INSTANTIATES, text, None
-            symbol = target.parent.names.get(target.name[0])
+                return None if self.has_creations else INSTANTIATES, text, None
+            mark = METHOD_MARK if parts[-1].endswith(METHOD_MARK) else ""
+            symbol = target.parent.names.get(target.name[0] + mark)
             declared = [d.returns for d in symbol.definitions if d.returns is not None] if symbol is not None else []
             return CALLS, text, declared[-1] if declared else None
+        text = text.removesuffix(METHOD_MARK)
+        if self.has_creations:
+            return CALLS, text, None
         if len(parts) == 1 and parts[0] in self.builtin_names and scope.lookup(parts[0]) is None:
             return (INSTANTIATES if parts[0] in self.builtin_classes else CALLS), text, None
         return (INSTANTIATES if CLASS_NAME.match(text.rpartition(".")[2]) else CALLS), text, None

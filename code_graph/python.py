@@ -26,7 +26,7 @@ each with its comprehensions.
 
 from tree_sitter import Node
 
-from .python_expressions import EXPRESSIONS, MAX_DEPTH, ExpressionReader
+from .python_expressions import EXPRESSIONS, ExpressionReader
 from .python_grammar import (
     ALIASED_IMPORT,
     AS_PATTERNS,
@@ -77,34 +77,13 @@ from .python_grammar import (
     elements_of,
     parts_of,
 )
+from .reader import MAX_DEPTH, Cleanup, Loop
 from .schema import CONTAINS, HAS_TYPE, IMPORTED_FROM, IMPORTS
 from .scopes import CLASS, DEFINITION, FUNCTION, IMPORT, LAMBDA, MEMBER_IMPORT, MODULE, OUTER, VARIABLE, Scope, Span
 
 
-class _Loop:
-    """A loop being read: where `continue` goes, which blocks left it by `break`, and the clean-ups outside it."""
-
-    def __init__(self, head: int, num_cleanups: int):
-        self.head = head
-        self.breaks: list[int] = []
-        self.num_cleanups = num_cleanups
-
-
-class _Cleanup:
-    """A `finally` being read: the block where interrupted control enters it, and the jumps that go on after it."""
-
-    def __init__(self, entry: int):
-        self.entry = entry
-        self.jumps: list[tuple[_Loop, bool]] = []
-
-
 class PythonReader(ExpressionReader):
     """Reads one file. After `read_module`, `scopes` holds all its scopes."""
-
-    def __init__(self, source: str):
-        super().__init__(source)
-        self._loops: list[_Loop] = []
-        self._cleanups: list[_Cleanup] = []
 
     def read_module(self, root: Node) -> None:
         """Reads the whole file."""
@@ -290,7 +269,7 @@ class PythonReader(ExpressionReader):
         self, node: Node, head: int, test: int, is_endless: bool, target: Node | None, first: int, last: int
     ) -> None:
         """Reads a loop's body and `else`: iterations begin at block `head`, block `test` ends the condition."""
-        loop = _Loop(head, len(self._cleanups))
+        loop = Loop(head, len(self._cleanups))
         self._loops.append(loop)
         self._block(test)
         if target is not None:
@@ -319,25 +298,13 @@ class PythonReader(ExpressionReader):
             self.flow.edge(source, self._cleanups[-1].entry)
         self._block()
 
-    def _leave_to(self, source: int, loop: _Loop, is_continue: bool) -> None:
-        """Draws the edge of a `break` or `continue` from block `source`, through the clean-ups on its way."""
-        if len(self._cleanups) > loop.num_cleanups:
-            cleanup = self._cleanups[-1]
-            self.flow.edge(source, cleanup.entry)
-            if (loop, is_continue) not in cleanup.jumps:
-                cleanup.jumps.append((loop, is_continue))
-        elif is_continue:
-            self.flow.edge(source, loop.head)
-        else:
-            loop.breaks.append(source)
-
     def _try(self, node: Node) -> None:
         flow, before, outer = self.flow, self.flow.current, self.flow.handler
         parts = parts_of(node)
         cleanup = next((p for p in parts if p.kind_id == FINALLY), None)
         interrupted = None
         if cleanup is not None:
-            interrupted = _Cleanup(self._block())
+            interrupted = Cleanup(self._block())
             self._cleanups.append(interrupted)
             flow.handler = interrupted.entry
         around = flow.handler
@@ -388,22 +355,12 @@ class PythonReader(ExpressionReader):
         inner = children[-1].named_children
         return inner[0] if inner else None
 
-    def _finally(self, clause: Node, first: int, interrupted: _Cleanup) -> None:
+    def _finally(self, clause: Node, first: int, interrupted: Cleanup) -> None:
         """Reads a `finally` body twice over: once after normal control, once (as a copy) after interrupted control."""
         for child in clause.named_children:
             if child.kind_id in BLOCKS:
                 self._clause(child)
-        end = len(self.flow.events)
-        last = self.flow.current
-        offset = self.flow.clone(first, end, interrupted.entry)
-        if offset is None:
-            self.flow.edge(interrupted.entry, first)
-            offset = 0
-        for loop, is_continue in interrupted.jumps:
-            self._leave_to(last + offset, loop, is_continue)
-        if self._cleanups:  # an interrupted clean-up passes through the one around it
-            self.flow.edge(last + offset, self._cleanups[-1].entry)
-        self._block(last)
+        self._end_cleanup(first, interrupted)
 
     def _with(self, node: Node) -> None:
         body = node.child_by_field_id(F_BODY)

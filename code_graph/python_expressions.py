@@ -36,82 +36,15 @@ from .python_grammar import (
     by_kind,
     parts_of,
 )
-from .scopes import COMPREHENSION, LAMBDA, MODULE, OUTER, PARAMETER, VARIABLE, Scope, Span, Symbol
-
-MAX_DEPTH = 100  # of scopes in scopes, and of statements in statements: the limit of Python's own tokeniser
+from .reader import MAX_DEPTH, Reader
+from .scopes import COMPREHENSION, LAMBDA, PARAMETER, Scope, Span
 
 # Steps that the walk meets on its stack beside nodes.
 ENTER, LEAVE, MARK, BIND, MAYBE, SURELY, WALRUS = range(7)
 
 
-class ExpressionReader:
-    """What reading expressions needs: the scope and block that are being filled.
-
-    Attributes:
-        source: the text.
-        scopes: every scope found, in the order of discovery, the module first.
-        boundaries: offset -> depth of the statements and definitions seen.
-        num_skipped: counts by reason.
-        scope: the scope being read.
-        flow: its control flow.
-        events: the events of the current block of `flow`.
-    """
-
-    def __init__(self, source: str):
-        self.source = source
-        self.scopes: list[Scope] = []
-        self.boundaries: dict[int, int] = {}
-        self.num_skipped: dict[str, int] = {}
-        self._queue: list[tuple[Scope, Node]] = []
-        self._is_collecting = False
-        self._depth = 0  # of statements inside statements
-        self._branches: list[int] = []  # blocks that end where an operand begins that may not be evaluated
-
-    def _new_scope(self, kind: str, name: Span, parent: Scope | None) -> Scope:
-        scope = Scope(kind, name, parent, parent.flow if kind == COMPREHENSION else None)
-        self.scopes.append(scope)
-        return scope
-
-    def _wait(self, scope: Scope, body: Node | None) -> None:
-        """Puts a body into the queue."""
-        if body is not None and scope.depth <= MAX_DEPTH:
-            self._queue.append((scope, body))
-        elif body is not None:
-            self.skip("nested too deeply")
-
-    def skip(self, reason: str) -> None:
-        """Counts a fact that is not made."""
-        self.num_skipped[reason] = self.num_skipped.get(reason, 0) + 1
-
-    def _define(self, name: str, start: int, end: int, first: int, last: int) -> None:
-        self.flow.define(Definition(name, start, end, self.scope, first, last))
-
-    def _block(self, *predecessors: int) -> int:
-        number = self.flow.block(*predecessors)
-        self.events = self.flow.events[number]
-        return number
-
-    def _bind_definition(self, name: str, kind: int) -> Symbol:
-        """Binds a name to a function, class or module: it is no variable from here on."""
-        self._define(name, -1, -1, 0, 0)
-        symbol = self.scope.bind(name, kind)
-        if symbol.kind == OUTER and symbol.to_module and self.scope.kind != MODULE:
-            return self.scopes[0].bind(name, kind)
-        return symbol
-
-    def _bind_variable(self, name: str, start: int, end: int) -> None:
-        """Binds a name as a variable of the current scope, without data flow."""
-        scope = self.scope
-        symbol = scope.names.get(name)
-        if symbol is None:
-            symbol = scope.bind(name, VARIABLE)
-        elif symbol.kind == OUTER:
-            if symbol.to_module and scope is not self.scopes[0]:
-                outer = self.scopes[0].bind(name, VARIABLE)
-                outer.variable = outer.variable or (name, start, end)
-            return
-        if symbol.variable is None or start < symbol.variable[1]:
-            symbol.variable = (name, start, end)
+class ExpressionReader(Reader):
+    """Reads expressions and binds targets; keeps the state of `Reader`."""
 
     # Targets, annotations, parameters
 
@@ -219,20 +152,11 @@ class ExpressionReader:
 
     # Expressions
 
-    def _text(self, node: Node) -> Span:
-        start, end = node.start_byte, node.end_byte
-        return self.source[start:end], start, end
-
     def _dotted(self, node: Node) -> Span:
         """A dotted name, with any white space inside it taken out."""
         start, end = node.start_byte, node.end_byte
         text = self.source[start:end]
         return text if text.isidentifier() else "".join(text.split()), start, end
-
-    def _use(self, node: Node) -> None:
-        start, end = node.start_byte, node.end_byte
-        if end > start:
-            self.scope.uses.append((self.source[start:end], start, end))
 
     def _collect(self, node: Node) -> None:
         was_collecting, self._is_collecting = self._is_collecting, True

@@ -9,6 +9,7 @@ from .flow import FlowGraph
 
 # Kinds of scope. A name that a class body binds is not visible in the functions it holds.
 MODULE, CLASS, FUNCTION, LAMBDA, COMPREHENSION = "module", "class", "function", "lambda", "comprehension"
+BLOCK = "block"  # a block of a function with variables of its own
 
 # What a name is bound as. OUTER marks a name that a scope leaves to an enclosing one (`global` and `nonlocal`).
 VARIABLE, PARAMETER, DEFINITION, IMPORT, MEMBER_IMPORT, OUTER = range(6)
@@ -27,6 +28,7 @@ class Symbol:
         definitions: the function or class scopes it names, in text order.
         module: span of the module it was imported from.
         imported: the dotted name it stands for: the module, or module and member.
+        creation: the dotted class whose new instance it is always bound to; None before it is bound, () for others.
         instance_of: the class whose instance (or which itself) this parameter holds: `self`, `cls`.
         is_class: the parameter holds the class, not an instance.
         to_module: an OUTER name that stands for the module's name, whatever lies between.
@@ -34,6 +36,7 @@ class Symbol:
 
     __slots__ = (
         "annotation",
+        "creation",
         "definitions",
         "imported",
         "instance_of",
@@ -53,6 +56,7 @@ class Symbol:
         self.definitions: list[Scope] = []
         self.module: Span | None = None
         self.imported: str | None = None
+        self.creation: tuple[str, ...] | None = None
         self.instance_of: Scope | None = None
         self.is_class = False
         self.to_module = False
@@ -62,7 +66,7 @@ class Scope:
     """A region of the text with its own names, and what it mentions.
 
     Attributes:
-        kind: one of MODULE, CLASS, FUNCTION, LAMBDA, COMPREHENSION.
+        kind: one of MODULE, CLASS, FUNCTION, LAMBDA, COMPREHENSION, BLOCK.
         name: span of the name at the definition; an empty text for scopes without one.
         parent: the enclosing scope, None for the module.
         qualified: dotted path of the definition inside the file, `Outer.method`.
@@ -74,24 +78,30 @@ class Scope:
         attributes: (name, attribute, start, end) of each attribute read from a plain name, with the attribute's span.
         calls: (parts, start, end) of each call; parts is the dotted callee, its first entry None where it is no name,
             and "super()" for the parent class; the span is that of the last part.
+        creations: like `calls`, for classes in expressions that say themselves that they make an instance.
         field_writes: (name, attribute, start, end, annotation) of each attribute bound on a plain name.
         facts: finished triples without a use, as (relation, head, tail) with spans.
         parameters: (span, annotation) of each parameter in order.
         returns: declared return type.
         bases: (parts, start, end) of each base class that is a dotted name.
         fields: name -> (span, annotation) for classes, filled in by the resolver.
+        is_open: the members of this class can be named without an owner in the scopes that it holds.
+        is_closed: the variables of the scopes around it cannot be seen, only definitions and imports.
     """
 
     __slots__ = (
         "attributes",
         "bases",
         "calls",
+        "creations",
         "depth",
         "facts",
         "field_writes",
         "fields",
         "flow",
         "function",
+        "is_closed",
+        "is_open",
         "kind",
         "name",
         "names",
@@ -110,7 +120,7 @@ class Scope:
         if kind == FUNCTION:
             self.function: Scope | None = self
         else:
-            self.function = parent.function if kind in (LAMBDA, COMPREHENSION) and parent is not None else None
+            self.function = parent.function if kind in (LAMBDA, COMPREHENSION, BLOCK) and parent is not None else None
         outer = parent.qualified if parent is not None else ""
         self.qualified = outer if not name[0] else f"{outer}.{name[0]}" if outer else name[0]
         self.flow: FlowGraph | None = FlowGraph() if flow is None else flow
@@ -118,12 +128,15 @@ class Scope:
         self.uses: list[Span] = []
         self.attributes: list[tuple[str, str, int, int]] = []
         self.calls: list[tuple[tuple[str | None, ...], int, int]] = []
+        self.creations: list[tuple[tuple[str | None, ...], int, int]] = []
         self.field_writes: list[tuple[str, str, int, int, Span | None]] = []
         self.facts: list[tuple[str, Span, Span]] = []
         self.parameters: list[tuple[Span, Span | None]] = []
         self.returns: Span | None = None
         self.bases: list[tuple[tuple[str, ...], int, int]] = []
         self.fields: dict[str, tuple[Span, Span | None]] = {}
+        self.is_open = False
+        self.is_closed = False
 
     def bind(self, name: str, kind: int) -> Symbol:
         """Binds `name` in this scope as `kind` and returns its symbol."""
@@ -137,9 +150,12 @@ class Scope:
     def lookup(self, name: str) -> Symbol | None:
         """The symbol that `name` means when this scope reads it, or None for a name that the file does not bind."""
         scope: Scope | None = self
+        is_closed = False
         while scope is not None:
             symbol = scope.names.get(name)
-            if symbol is not None and (scope.kind != CLASS or scope is self):
+            if symbol is not None and is_closed and symbol.kind in (VARIABLE, PARAMETER) and scope.kind != CLASS:
+                symbol = None
+            if symbol is not None and (scope.kind != CLASS or scope is self or scope.is_open):
                 if symbol.kind != OUTER:
                     return symbol
                 if symbol.to_module:
@@ -147,6 +163,7 @@ class Scope:
                         scope = scope.parent
                     symbol = scope.names.get(name)
                     return symbol if symbol is not None and symbol.kind != OUTER else None
+            is_closed = is_closed or scope.is_closed
             scope = scope.parent
         return None
 

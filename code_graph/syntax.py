@@ -7,8 +7,15 @@ from dataclasses import dataclass
 
 from tree_sitter import Language, Node, Parser
 
-# Wheel that holds each language's grammar.
-GRAMMARS = {"python": "tree_sitter_python"}
+# Wheel that holds each language's grammar, and the function in it that gives the grammar.
+GRAMMARS = {
+    "python": ("tree_sitter_python", "language"),
+    "java": ("tree_sitter_java", "language"),
+    "javascript": ("tree_sitter_javascript", "language"),
+    "go": ("tree_sitter_go", "language"),
+    "ruby": ("tree_sitter_ruby", "language"),
+    "php": ("tree_sitter_php", "language_php"),
+}
 
 
 @dataclass(frozen=True)
@@ -46,7 +53,8 @@ class Grammar:
 @functools.cache
 def grammar(language: str) -> Grammar:
     """The grammar of a language, loaded once in each process."""
-    loaded = Language(importlib.import_module(GRAMMARS[language]).language())
+    wheel, function = GRAMMARS[language]
+    loaded = Language(getattr(importlib.import_module(wheel), function)())
     return Grammar(Parser(loaded), loaded)
 
 

@@ -635,7 +635,7 @@ def test_mutated_modules_never_raise():
 
 
 def test_refusals_name_the_input():
-    with pytest.raises(ValueError, match=r"'cobol' is not supported; supported: python"):
+    with pytest.raises(ValueError, match=r"'cobol' is not supported; supported: python, java"):
         extract("x", language="cobol")
     with pytest.raises(ValueError, match=r"source must be a str .*not bytes"):
         extract(b"x")
