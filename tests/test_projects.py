@@ -43,10 +43,10 @@ def test_index_is_written_once_and_whole(tmp_path):
     index_projects(lambda: iter(files), tmp_path)
     kept = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     assert set(kept) == {index_path(tmp_path, name).name for name in ("one", "two")}
-    index_path(tmp_path, "one").write_bytes(b"kept")
+    index_path(tmp_path, "one").write_bytes(b"[]")
     (tmp_path / "half.writing").write_bytes(b"")
     index_projects(lambda: iter(files), tmp_path)
-    assert index_path(tmp_path, "one").read_bytes() == b"kept"
+    assert index_path(tmp_path, "one").read_bytes() == b"[]"
     assert isinstance(ProjectExtractor(tmp_path).of_file(files[5]).triples, list)
 
 
