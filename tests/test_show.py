@@ -145,4 +145,4 @@ def test_mistakes_are_one_line(tmp_path, capsys, name, data, message):
 
 def test_without_a_tokenizer_one_is_made(file, capsys):
     assert show.main([str(file)]) == 0
-    assert "path  has_type> str" in capsys.readouterr().out
+    assert "text  <flows_to path" in capsys.readouterr().out
