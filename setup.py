@@ -38,7 +38,6 @@ setup(
         "matplotlib>=3.9",
         "pyyaml>=6.0",
         "tqdm>=4.66",
-        "datasketch>=1.6.5",
     ],
     extras_require={"ray": ["ray[data]>=2.50"]},
     classifiers=[
