@@ -180,7 +180,8 @@ def main(argv: list[str] | None = None) -> int:
     )
     print(table)
     if arguments.record:
-        command = f"python -m graphmert.benchmarks.hostile_files --count {arguments.count}"
+        options = f"--count {arguments.count} --max-file-seconds {arguments.max_file_seconds:g}"
+        command = f"python -m graphmert.benchmarks.hostile_files {options}"
         write_record(arguments.record, "A build over hostile files", command, figures, table,
                      "Every file is either a row or in the manifest with its reason; none stopped the build.")  # fmt: skip
     return int(figures["missing"] > 0)

@@ -41,7 +41,7 @@ def _progress(work: Path) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--source", default="stdlib", help="default stdlib")
+    parser.add_argument("--source", nargs="+", default=["stdlib"], help="default stdlib")
     parser.add_argument("--kills", type=int, default=10, metavar="N", help="default 10")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--num-proc", type=int, default=2, metavar="N", help="worker processes, default 2")
@@ -52,7 +52,8 @@ def main(argv: list[str] | None = None) -> int:
         directory = Path(scratch)
 
         def arguments(name: str) -> list[str]:
-            given = ["--source", options.source, "--num-proc", str(options.num_proc), "--vocab-size", "4000"]
+            given = [part for source in options.source for part in ("--source", source)]
+            given += ["--num-proc", str(options.num_proc), "--vocab-size", "4000"]
             return [*given, "--output", str(directory / name)]
 
         start = time.monotonic()
@@ -91,7 +92,7 @@ def main(argv: list[str] | None = None) -> int:
         write_record(
             options.record,
             "Builds killed at random moments",
-            f"python -m graphmert.benchmarks.killed_builds --source {options.source} --kills {options.kills}",
+            f"python -m graphmert.benchmarks.killed_builds --source {' '.join(options.source)} --kills {options.kills}",
             figures,
             table,
             "The dataset of the killed and restarted build is compared with an undisturbed one byte by byte.",
