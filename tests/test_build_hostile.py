@@ -1,5 +1,6 @@
 """Builds over hostile and repeated files: each is a row or has a reason; the card; pushing; the Ray engine."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -203,10 +204,8 @@ def test_impossible_thresholds(threshold, tmp_path):
 
 
 def test_ray_makes_the_same_bytes(hostile, tmp_path):
-    pytest.importorskip("ray")
+    pytest.importorskip("ray.data")
     _, output, _, arguments = hostile
-    import dataclasses
-
     changed = dataclasses.replace(arguments, engine="ray", output=str(tmp_path / "data"))
     build_chain_graphs(changed)
     for path in output.rglob("*"):
