@@ -35,14 +35,14 @@ def test_lookups_answer_from_their_own_keys():
         [item(i, 10, 20, 11, 30, 1) for i in range(5)]  # relation 1 is the majority
         + [item(i, 12, 20, 11, 31, 2) for i in range(3)]  # tail 31 tells relation 2 ...
         + [item(i, 13, 21, 11, 31, 3) for i in range(2)]  # ... except after head 21
-        + [item(i, 14, 20, 15, 31, 4) for i in range(2)]  # ... and between tokens 14 and 15
+        + [item(i, 14, 20, 11, 31, 4) for i in range(2)]  # ... and after token 14
     )
     test = Windows(
         [
             item(100, 10, 20, 11, 30, 1),
             item(101, 12, 20, 11, 31, 2),
             item(102, 13, 21, 11, 31, 3),
-            item(103, 14, 20, 15, 31, 4),
+            item(103, 14, 20, 11, 31, 4),
         ]
     )
     scores = relation_baselines(train, test, collator(mlm_probability=0, mnm_probability=1 - 1e-12))

@@ -186,5 +186,8 @@ def test_index_survives_pickling_and_order():
 
 
 def test_broken_files_do_not_break_the_index():
-    files = {"p/a.py": "class (:\n  def\nfrom . import\nclass Y(B: x = \n", "p/b.py": "\0\0(((", "p/c.py": ""}
-    added_by("from .a import Y\nfrom .b import *\nY()\n", "p/d.py", files)
+    broken = {"p/a.py": "class (:\n  def\nfrom . import\nclass Y(B: x = \n", "p/b.py": "\0\0(((", "p/e.py": ""}
+    whole = {"p/c.py": "def size() -> int: ...\n"}
+    use = "from .a import Y\nfrom .b import *\nfrom .c import size\ndef f():\n    Y()\n    size()\n"
+    # What a whole file says reaches the use all the same.
+    assert added_by(use, "p/d.py", broken | whole) == ({("size", "returns", "int", True)}, set())

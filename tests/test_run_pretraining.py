@@ -275,7 +275,9 @@ def test_config_file_and_overrides(tmp_path):
 
 @pytest.mark.parametrize("name", ["setup_sheet.yaml", "small.yaml"])
 def test_shipped_configs_are_valid(name):
-    parse_arguments([str(ROOT / "configs" / name), "--use_cpu"])
+    model, data, _, args = parse_arguments([str(ROOT / "configs" / name), "--use_cpu"])
+    assert args.output_dir == f"runs/{Path(name).stem}"
+    assert bool(model.base_model) != bool(data.sources)
 
 
 def test_setup_sheet_gives_the_sheet():

@@ -262,6 +262,15 @@ def test_windows_cover_each_token_once_and_keep_facts_inside():
     assert len(some) == 4
 
 
+def test_a_window_that_begins_inside_a_word_begins_a_word():
+    text = "q" * 40
+    row, _ = link_file(text, graph(), tiny_tokenizer())
+    assert row["word_starts"].tolist() == [1 - bool(i % 7) for i in range(40)]
+    windows = WindowDataset(stored(row), tiny_tokenizer(), num_roots=12)
+    assert windows.token_range[1].tolist() == [10, 20]
+    assert windows[1]["word_starts"].tolist() == [1, 1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 1]
+
+
 def test_switches_leave_out_uses_and_site_anchors():
     use = triple("path", "has_type", "str", head_at=1, tail_at=None, is_use=True)
     row, _ = link_file(CODE, graph(triple("load", "has_parameter", "path"), use), tiny_tokenizer())
