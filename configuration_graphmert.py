@@ -24,6 +24,7 @@ DEFAULT_RELATION_NAMES = (
 DECAY_MODES = ("bias", "multiplicative", None)
 MNM_TARGETS = ("relation", "tail", "both")
 LEAF_POSITIONS = ("slot", "root")
+HGAT_INITS = ("zeros", "normal", "identity")
 AUTO_MAP = {
     "AutoConfig": "configuration_graphmert.GraphMertConfig",
     "AutoModel": "modeling_graphmert.GraphMertModel",
@@ -56,6 +57,8 @@ class GraphMertConfig(RobertaConfig):
         use_hgat: whether relations change leaf embeddings.
         relation_dropout: dropout on the relation parameters while training.
         hgat_negative_slope: slope of H-GAT's LeakyReLU below zero (0.2 as in GAT).
+        hgat_init: how H-GAT's matrices W_r start: "zeros" (t' = t), "normal", or "identity" (t' = t + scale * head).
+        hgat_init_scale: standard deviation of "normal", factor of "identity".
         decay_mode: "bias" adds g(d) to attention logits, "multiplicative" multiplies them by exp(g(d)), None leaves
             attention as it is.
         decay_base: lambda of the decay, between 0 and 1.
@@ -90,6 +93,8 @@ class GraphMertConfig(RobertaConfig):
     use_hgat: bool = True
     relation_dropout: float = 0.3
     hgat_negative_slope: float = 0.2
+    hgat_init: str = "zeros"
+    hgat_init_scale: float = 0.02
     decay_mode: str | None = "bias"
     decay_base: float = 0.6
     decay_offset_init: float = 1.0
@@ -159,6 +164,12 @@ class GraphMertConfig(RobertaConfig):
         )
         require(_is_number(self.decay_offset_init), "decay_offset_init", "it must be a number")
         require(_is_number(self.hgat_negative_slope), "hgat_negative_slope", "it must be a number")
+        require(self.hgat_init in HGAT_INITS, "hgat_init", "it must be one of " + ", ".join(map(repr, HGAT_INITS)))
+        require(
+            _is_number(self.hgat_init_scale) and self.hgat_init_scale > 0,
+            "hgat_init_scale",
+            "it must be a number above 0",
+        )
         require(self.decay_mode in DECAY_MODES, "decay_mode", "it must be one of " + ", ".join(map(repr, DECAY_MODES)))
         require(self.mnm_target in MNM_TARGETS, "mnm_target", "it must be one of " + ", ".join(map(repr, MNM_TARGETS)))
         require(

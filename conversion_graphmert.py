@@ -111,7 +111,11 @@ def convert_roberta(
             f"{path} holds no RoBERTa encoder weights: none of its tensors has a name of that architecture."
         )
     report.notes.append(
-        "H-GAT starts at W = 0: leaf embeddings are their word embeddings." if config.use_hgat else "no H-GAT."
+        "no H-GAT."
+        if not config.use_hgat
+        else "H-GAT starts at W = 0: leaf embeddings are their word embeddings."
+        if config.hgat_init == "zeros"
+        else f"H-GAT starts with hgat_init={config.hgat_init!r}: leaf embeddings are not their word embeddings."
     )
     if config.decay_mode is None:
         report.notes.append("no decay: without a graph, states are those of the checkpoint.")

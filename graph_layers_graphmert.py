@@ -193,7 +193,8 @@ class HierarchicalGraphAttention(nn.Module):
         t'    = t + sum_j alpha_j W_r h_j
 
     Read in direction dir (1: the leaf carries the owner's name), W_r stands for diag(gain_{dir,r}) W_r, and a_r has one
-    vector for each direction. Row `num_relations` is the masked relation. W starts at 0, so that t' = t.
+    vector for each direction. Row `num_relations` is the masked relation. W starts at 0, so that t' = t, unless
+    `config.hgat_init` says otherwise.
 
     Since a . [W t || W h] = (W^T a_1) . t + (W^T a_2) . h, logits need two vectors for each relation and direction; since
     the sum is linear, W_r is applied once to each leaf's weighted head and not to every head token.
@@ -213,6 +214,11 @@ class HierarchicalGraphAttention(nn.Module):
         self.attention = nn.Parameter(torch.zeros(2, num_rows, 2 * hidden_size))
         self.dropout = dropout
         self.negative_slope = negative_slope
+
+    def scaled_identities(self, scale: float) -> torch.Tensor:
+        """A start for `weight` at which a leaf takes in its head's words as they are: scale * I, (C, D, D)."""
+        identity_DD = torch.eye(self.weight.shape[1], dtype=self.weight.dtype, device=self.weight.device)
+        return (scale * identity_DD).expand_as(self.weight)
 
     # The sizes of the groups depend on the data: left to the compiler they would break its graph in several places.
     @torch.compiler.disable

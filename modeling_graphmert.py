@@ -107,7 +107,12 @@ class GraphMertPreTrainedModel(RobertaPreTrainedModel):
     def _init_weights(self, module):
         super()._init_weights(module)
         if isinstance(module, HierarchicalGraphAttention):
-            init.zeros_(module.weight)
+            if self.config.hgat_init == "normal":
+                init.normal_(module.weight, mean=0.0, std=self.config.hgat_init_scale)
+            elif self.config.hgat_init == "identity":
+                init.copy_(module.weight, module.scaled_identities(self.config.hgat_init_scale))
+            else:
+                init.zeros_(module.weight)
             init.ones_(module.direction_gain)
             init.normal_(module.attention, mean=0.0, std=self.config.initializer_range)
         elif isinstance(module, GraphDecay):

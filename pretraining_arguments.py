@@ -39,6 +39,13 @@ class ModelArguments:
     )
     use_hgat: bool = field(default=True, metadata={"help": "Let relations change leaf embeddings (H-GAT)."})
     relation_dropout: float = field(default=0.3, metadata={"help": "Dropout on the relation parameters."})
+    hgat_init: str = field(
+        default="zeros",
+        metadata={"help": "How H-GAT's matrices start.", "choices": ["zeros", "normal", "identity"]},
+    )
+    hgat_init_scale: float = field(
+        default=0.02, metadata={"help": "Standard deviation of hgat_init 'normal', factor of 'identity'."}
+    )
     dropout: float = field(default=0.1, metadata={"help": "Dropout on hidden states and attention weights."})
     decay_mode: str = field(
         default="bias",

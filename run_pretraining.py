@@ -255,6 +255,8 @@ def build_model(model_args: ModelArguments, tokenizer, manifest: dict, verbose: 
         "relation_names": manifest["relation_names"],
         "use_hgat": model_args.use_hgat,
         "relation_dropout": model_args.relation_dropout,
+        "hgat_init": model_args.hgat_init,
+        "hgat_init_scale": model_args.hgat_init_scale,
         "hidden_dropout_prob": model_args.dropout,
         "attention_probs_dropout_prob": model_args.dropout,
         "decay_mode": None if model_args.decay_mode == "none" else model_args.decay_mode,

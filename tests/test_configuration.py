@@ -35,6 +35,8 @@ def test_defaults_are_the_setup_sheets():
         {"relation_names": ["calls"]},
         {"relation_names": ["calls"] * 12},
         {"use_hgat": "yes"},
+        {"hgat_init": "random"},
+        {"hgat_init_scale": 0},
         {"relation_dropout": 1.0},
         {"relation_dropout": -0.1},
         {"hidden_dropout_prob": 1.5},

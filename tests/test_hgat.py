@@ -88,6 +88,20 @@ def test_starts_as_the_identity():
     assert torch.equal(model(**inputs).last_hidden_state, bare(**inputs).last_hidden_state)
 
 
+def test_other_starts():
+    """ "identity" adds the scaled words of the head's token, "normal" draws W_r with the standard deviation asked for."""
+    layer = GraphMertModel(tiny_config(hgat_init="identity", hgat_init_scale=0.1)).hgat.double().eval()
+    words = torch.randn(1, 4, layer.weight.shape[1], dtype=torch.float64)
+    relation_ids = torch.tensor([[-1, -1, -1, 2]])
+    head_mask = torch.zeros(1, 4, 3, dtype=torch.bool)
+    head_mask[0, 3, 1] = True
+    changed = layer(words, relation_ids, torch.zeros_like(relation_ids), head_mask)
+    torch.testing.assert_close(changed[0, 3], words[0, 3] + 0.1 * words[0, 1])
+    torch.manual_seed(0)
+    weight = GraphMertModel(tiny_config(hgat_init="normal", hgat_init_scale=0.3)).hgat.weight
+    assert weight.std().item() == pytest.approx(0.3, rel=0.05) and abs(weight.mean().item()) < 0.03
+
+
 def test_every_parameter_moves_away_from_the_start():
     """W gets a gradient at W = 0; gain and attention as soon as W has moved."""
     torch.manual_seed(0)
