@@ -100,6 +100,17 @@ class DataArguments:
     include_site_anchors: bool = field(
         default=True, metadata={"help": "Take facts anchored at the tail's place, which carry the owner's name."}
     )
+    exclude_relations: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Relations whose facts are left out of the graph, for instance flows_to."},
+    )
+    order_leaves_per_root: int | None = field(
+        default=None,
+        metadata={
+            "help": "With train_sampling_strategy group_by_length: group windows by their length with the whole graph and "
+            "so many leaf slots, so that runs that switch parts of the graph off see the same batches in the same order."
+        },
+    )
     layout: str = field(
         default="compact",
         metadata={"help": "Nodes of a batch: only those that exist, or all slots.", "choices": ["compact", "padded"]},

@@ -5,6 +5,7 @@ scratch or from a RoBERTa or CodeBERT checkpoint, and ends with a table of held-
 Exit status: 0; 1 when the loss became NaN or infinite; 2 for wrong input.
 """
 
+import hashlib
 import json
 import math
 import re
@@ -92,7 +93,7 @@ def main(argv: list[str] | None = None) -> int:
         checkpoint = prepare_output_dir(run_args, args)
         train_windows, eval_windows, tokenizer, manifest = open_dataset(model_args, data_args, args)
         set_seed(args.seed)
-        model = build_model(model_args, tokenizer, manifest, verbose=args.process_index == 0)
+        model = build_model(model_args, tokenizer, manifest, verbose=args.process_index == 0, seed=args.seed)
         if checkpoint is not None:
             check_same_model(checkpoint, model.config)
         trainer = build_trainer(model, model_args, data_args, args, tokenizer, train_windows, eval_windows)
@@ -203,19 +204,26 @@ def open_dataset(model_args: ModelArguments, data_args: DataArguments, args: Gra
     for split, limit in (("train", data_args.max_train_windows), ("validation", data_args.max_eval_windows)):
         if split not in splits or len(splits[split]) == 0:
             raise ValueError(f"the data set {directory} has no {split} split; build it again with one")
-        windows.append(
-            WindowDataset(
-                splits[split],
-                tokenizer,
-                num_roots=model_args.num_roots,
-                leaves_per_root=model_args.leaves_per_root,
-                include_uses=data_args.include_uses,
-                include_site_anchors=data_args.include_site_anchors,
-                max_windows=limit,
-                progress=args.local_process_index == 0 and not args.disable_tqdm,
-            )
-        )
+        options = window_options(model_args, data_args)
+        common = {"max_windows": limit, "progress": args.local_process_index == 0 and not args.disable_tqdm}
+        windows.append(WindowDataset(splits[split], tokenizer, **options, **common))
+        if split == "train" and data_args.order_leaves_per_root is not None:
+            whole = {"num_roots": model_args.num_roots, "leaves_per_root": data_args.order_leaves_per_root}
+            same = options == {**window_options(ModelArguments(), DataArguments()), **whole}
+            ordered = windows[0] if same else WindowDataset(splits[split], tokenizer, **whole, **common)
+            windows[0].order_lengths = ordered.lengths
     return *windows, tokenizer, manifest
+
+
+def window_options(model_args: ModelArguments, data_args: DataArguments) -> dict:
+    """The options of `WindowDataset` that shape the graphs of a run."""
+    return {
+        "num_roots": model_args.num_roots,
+        "leaves_per_root": model_args.leaves_per_root,
+        "include_uses": data_args.include_uses,
+        "include_site_anchors": data_args.include_site_anchors,
+        "exclude_relations": data_args.exclude_relations,
+    }
 
 
 def _build_dataset(directory: Path, data_args: DataArguments) -> None:
@@ -238,8 +246,30 @@ def _build_dataset(directory: Path, data_args: DataArguments) -> None:
     )
 
 
-def build_model(model_args: ModelArguments, tokenizer, manifest: dict, verbose: bool = True):
+def initialise_by_name(model, seed: int) -> None:
+    """Draw each module's weights from the seed and the module's name.
+
+    Models that share a part then start with the same weights in it, whatever else they have: runs are paired.
+    """
+    done: set[int] = set()
+    for name, module in model.named_modules():
+        parameters = {id(parameter) for parameter in module.parameters(recurse=False)}
+        # The LM head's decoder is tied to the word embeddings, which come first.
+        if parameters and not parameters & done:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:7]))
+                model._init_weights(module)
+        done |= parameters
+
+
+def build_model(model_args: ModelArguments, tokenizer, manifest: dict, verbose: bool = True, seed: int | None = None):
     """Make the model, from scratch or from a RoBERTa checkpoint.
+
+    Args:
+        model_args: the model's options.
+        tokenizer, manifest: of the data set.
+        verbose: say what was converted.
+        seed: of weights from scratch, drawn module by module (`initialise_by_name`); None: from PyTorch's generator.
 
     Raises:
         ValueError: impossible sizes, a checkpoint of another architecture, or one with another vocabulary.
@@ -282,6 +312,8 @@ def build_model(model_args: ModelArguments, tokenizer, manifest: dict, verbose: 
             **options,
         )
         model = GraphMertForPreTraining(config)
+        if seed is not None:
+            initialise_by_name(model, seed)
     else:
         if given:
             raise ValueError(f"{', '.join(given)} cannot be chosen with --base_model, which brings its own sizes")

@@ -189,7 +189,8 @@ class GraphMertTrainer(Trainer):
         Others as for `transformers.Trainer`; `compute_metrics` is its own.
 
     A data set that has `set_epoch` is told each epoch; one that has `lengths` can be grouped by length
-    (`train_sampling_strategy="group_by_length"`). Evaluation always uses the masks of epoch 0.
+    (`train_sampling_strategy="group_by_length"`), or by `order_lengths` where it has them.
+    Evaluation always uses the masks of epoch 0.
 
     Raises:
         NonFiniteLossError: while training, when the loss is NaN or infinite. On CPU at once; on other devices when it
@@ -239,7 +240,7 @@ class GraphMertTrainer(Trainer):
             return super()._get_train_sampler(train_dataset)
         lengths = None
         if strategy == "group_by_length":
-            lengths = getattr(dataset, "lengths", None)
+            lengths = getattr(dataset, "order_lengths", getattr(dataset, "lengths", None))
             if lengths is None:
                 raise ValueError("train_sampling_strategy='group_by_length' needs a data set with `lengths`")
         batch_size = self._train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size

@@ -5,6 +5,8 @@ gets the facts whose anchors fall into it, and each fact its leaf slots. All of 
 once, when the dataset is opened; randomness (masking) belongs to the collator.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch.utils.data import Dataset
@@ -88,6 +90,7 @@ class WindowDataset(Dataset):
         leaves_per_root: L, the leaf slots of each root; 0 leaves the graph out.
         include_uses: take facts that hang on uses of a name whose definition is elsewhere.
         include_site_anchors: take anchors at the tail's place, which carry the owner's name.
+        exclude_relations: names of relations whose facts are left out.
         max_windows: keep only so many windows, evenly spread over the split.
         progress: show a progress bar on a terminal while the windows are cut.
 
@@ -97,7 +100,7 @@ class WindowDataset(Dataset):
     `epoch`, from which the collator derives all its randomness.
 
     Raises:
-        ValueError: R or L out of range, or a split without a single token.
+        ValueError: R or L out of range, a relation that does not exist, or a split without a single token.
     """
 
     def __init__(
@@ -110,12 +113,17 @@ class WindowDataset(Dataset):
         include_site_anchors: bool = True,
         max_windows: int | None = None,
         progress: bool = False,
+        exclude_relations: Sequence[str] = (),
     ):
         if num_roots < 3:
             raise ValueError(f"num_roots must be at least 3 (<s>, one token, </s>), got {num_roots}")
         if leaves_per_root < 0:
             raise ValueError(f"leaves_per_root must be 0 or more, got {leaves_per_root}")
+        unknown = [name for name in exclude_relations if name not in RELATION_NAMES]
+        if unknown:
+            raise ValueError(f"exclude_relations names {unknown[0]!r}; the relations are {', '.join(RELATION_NAMES)}")
         self.num_roots, self.leaves_per_root = num_roots, leaves_per_root
+        self._excluded = {RELATION_NAMES.index(name) for name in exclude_relations}
         self.include_uses, self.include_site_anchors = include_uses, include_site_anchors
         self._bos, self._eos = tokenizer.bos_token_id, tokenizer.eos_token_id
         if self._bos is None or self._eos is None:
@@ -193,7 +201,7 @@ class WindowDataset(Dataset):
                 if first + length > end or (is_use and not self.include_uses):
                     counts["outside"] += first + length > end
                     continue
-                if is_reversed and not self.include_site_anchors:
+                if (is_reversed and not self.include_site_anchors) or relation in self._excluded:
                     continue
                 leaf = leaf_tokens[base + bounds[number] : base + bounds[number + 1]].tolist()
                 visible = _stands_in(canonical[leaf].tolist(), canonical_roots, places)

@@ -86,6 +86,25 @@ def test_masks_do_not_depend_on_the_batch(target):
         assert torch.equal(tensor[shuffled], torch.cat([part[name] for part in parts])), name
 
 
+@pytest.mark.parametrize("leaves", ["drop", "keep"])
+def test_masks_of_the_text_do_not_depend_on_the_graph(leaves):
+    """Runs with and without the graph, or with other targets, see the same masked text: ablations are paired."""
+    rows = windows()
+    bare = [
+        row | {name: row[name][:0] for name in row if name.startswith(("head", "rel", "rev", "vis", "leaf"))}
+        for row in rows
+    ]
+    reference = collator(num_roots=40, leaves_per_root=0)(bare)
+    assert (reference["labels"] != -100).sum() > 100
+    for target, copies in (("relation", False), ("both", True)):
+        options = {"mnm_target": target, "masked_span_leaves": leaves, "mask_visible_copies": copies}
+        batch = collator(num_roots=40, leaves_per_root=7, mnm_probability=0.3, **options)(rows)
+        for row, window_of_row in enumerate(rows):
+            size = len(window_of_row["input_ids"])
+            for name in ("input_ids", "labels"):
+                assert torch.equal(batch[name][row, :size], reference[name][row, :size]), (target, name)
+
+
 def test_epoch_and_seed_change_the_masks():
     rows = windows(8)
     first = collator(num_roots=40, leaves_per_root=7)(rows)["labels"]

@@ -258,6 +258,41 @@ def test_loss_that_is_not_finite_ends_with_status_1(dataset, tmp_path, capsys, m
     )
 
 
+def test_parts_that_two_models_share_start_with_the_same_weights(dataset):
+    """Whatever else they have, so that runs with and without the graph are paired; the trainer gives the same order."""
+    tokenizer = AutoTokenizer.from_pretrained(dataset / "tokenizer")
+    manifest = json.loads((dataset / "manifest.json").read_text())
+
+    def weights(seed, *options):
+        model_args = parse_arguments([*SMALL, *options])[0]
+        return run_pretraining.build_model(model_args, tokenizer, manifest, seed=seed).state_dict()
+
+    full, bare = weights(1), weights(1, "--leaves_per_root", "0", "--use_hgat", "false", "--decay_mode", "none")
+    assert set(bare) < set(full) and all(torch.equal(bare[name], full[name]) for name in bare)
+    other = weights(2)
+    for name in ("roberta.embeddings.word_embeddings.weight", "relation_head.weight", "roberta.hgat.attention"):
+        assert not torch.equal(other[name], full[name]), name
+    assert 0.01 < full["roberta.encoder.layer.0.attention.self.query.weight"].std() < 0.03
+
+
+def test_the_order_of_windows_does_not_depend_on_the_graph(dataset, tmp_path):
+    def order(*options):
+        strategy = ["--train_sampling_strategy", "group_by_length", "--output_dir", str(tmp_path / "unused")]
+        # Short windows, so that there are many and their leaves decide which is longer.
+        arguments = parse_arguments(["--dataset", str(dataset), *SMALL, "--num_roots", "16", *strategy, *options])
+        model_args, data_args, _, args = arguments
+        train, held_out, tokenizer, manifest = run_pretraining.open_dataset(model_args, data_args, args)
+        model = run_pretraining.build_model(model_args, tokenizer, manifest)
+        trainer = run_pretraining.build_trainer(model, model_args, data_args, args, tokenizer, train, held_out)
+        return list(trainer._get_train_sampler())
+
+    full = order()
+    assert full == order("--order_leaves_per_root", "3")
+    assert full == order("--order_leaves_per_root", "3", "--leaves_per_root", "0")
+    assert full == order("--order_leaves_per_root", "3", "--include_uses", "false", "--exclude_relations", "calls")
+    assert full != order("--leaves_per_root", "0")
+
+
 def test_config_file_and_overrides(tmp_path):
     config = tmp_path / "run.yaml"
     config.write_text(

@@ -294,6 +294,16 @@ def test_switches_leave_out_uses_and_site_anchors():
     assert 1 not in WindowDataset(stored(row), tiny_tokenizer(), include_site_anchors=False)[0]["reversed"]
 
 
+def test_relations_can_be_left_out():
+    row, _ = link_file(
+        CODE, graph(triple("load", "has_parameter", "path"), triple("load", "calls", "parse")), tiny_tokenizer()
+    )
+    windows = WindowDataset(stored(row), tiny_tokenizer(), exclude_relations=["calls"])
+    assert set(windows[0]["relation"].tolist()) == {7} and windows.statistics()["facts"] == 1
+    with pytest.raises(ValueError, match="exclude_relations names 'call'"):
+        WindowDataset(stored(row), tiny_tokenizer(), exclude_relations=["call"])
+
+
 def test_set_epoch_is_part_of_the_item():
     row, _ = link_file(CODE, graph(), tiny_tokenizer())
     windows = WindowDataset(stored(row), tiny_tokenizer())
