@@ -61,8 +61,7 @@ def place(candidates: list[Candidate], leaves_per_root: int) -> tuple[list[Place
     a root's slots would fill a root alone and be cut all the same: a fact takes an anchor with a leaf that fits, if it has
     one, and facts without come after the others. A fact takes the first root of its span with room for the whole leaf,
     else of its other anchors; failing that, the first root with any room, and is cut; failing that, it is dropped. Extras
-    come last and are dropped rather than cut. The slots of a root are then filled in the order of the leaves' words, which
-    tells nothing of the relations.
+    come last and are dropped rather than cut.
 
     Args:
         candidates: the window's anchors in any order.
@@ -101,24 +100,8 @@ def place(candidates: list[Candidate], leaves_per_root: int) -> tuple[list[Place
             continue
         placed.append(found)
         used[found.root] = found.slot + found.num_tokens
-    return _ordered_by_words(placed), num_dropped, num_extras_dropped
-
-
-def _ordered_by_words(placed: list[Placed]) -> list[Placed]:
-    """The same leaves on the same roots, in slots that follow their words.
-
-    The order of placing goes by relation, visibility and place in the text: with it a leaf between two others would tell
-    its relation where MNM hides it. Equal words are ordered by a scrambled fact number, which says nothing either.
-    """
-
-    def key(item: Placed) -> tuple:
-        return item.root, item.candidate.leaf, item.candidate.fact * 2654435761 % 2**32
-
-    result: list[Placed] = []
-    for item in sorted(placed, key=key):
-        last = result[-1] if result and result[-1].root == item.root else None
-        result.append(item._replace(slot=last.slot + last.num_tokens if last else 0))
-    return result
+    placed.sort(key=lambda item: (item.root, item.slot))
+    return placed, num_dropped, num_extras_dropped
 
 
 def _find_room(group: list[Candidate], used: dict[int, int], leaves_per_root: int, whole: bool) -> Placed | None:

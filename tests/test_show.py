@@ -28,7 +28,7 @@ TEXT = """\
       |     path  has_type> str  <has_parameter load_file
       |     mode  <has_parameter load_file
     4 |     text = path
-      |     text  <flows_to path  <declares load_file
+      |     text  <declares load_file  <flows_to path
     5 |     return j.parse(text)  # <b>ü
 """
 
@@ -117,7 +117,7 @@ def test_a_file_in_a_dataset_is_shown_as_it_stands_there(tmp_path, tokenizer, ca
     assert show.main(["two.py", "--dataset", output]) == 0
     shown = capsys.readouterr().out
     assert "two  <has_parameter load_file" in shown
-    assert "text  <flows_to path  <declares load_file" in shown
+    assert "text  <declares load_file  <flows_to path" in shown
     page = tmp_path / "page.html"
     assert show.main(["one/one.py", "--dataset", output, "--html", str(page)]) == 0
     assert "one" in "".join(Page(page.read_text(encoding="utf-8")).tokens)
