@@ -61,7 +61,7 @@ def place(candidates: list[Candidate], leaves_per_root: int) -> tuple[list[Place
     a root's slots would fill a root alone and be cut all the same: a fact takes an anchor with a leaf that fits, if it has
     one, and facts without come after the others. A fact takes the first root of its span with room for the whole leaf,
     else of its other anchors; failing that, the first root with any room, and is cut; failing that, it is dropped. Extras
-    come last and are dropped rather than cut.
+    come last and are dropped rather than cut. Last, the leaves of each root are shuffled by the number of their fact.
 
     Args:
         candidates: the window's anchors in any order.
@@ -100,8 +100,28 @@ def place(candidates: list[Candidate], leaves_per_root: int) -> tuple[list[Place
             continue
         placed.append(found)
         used[found.root] = found.slot + found.num_tokens
-    placed.sort(key=lambda item: (item.root, item.slot))
-    return placed, num_dropped, num_extras_dropped
+    return _shuffled(placed), num_dropped, num_extras_dropped
+
+
+def _shuffled(placed: list[Placed]) -> list[Placed]:
+    """The same leaves on the same roots, in slots whose order tells nothing.
+
+    Leaves are placed in an order that goes by relation, visibility and place in the text. Left so, a leaf between two
+    others would tell its relation where MNM hides it; ordered by their words, they would tell a hidden word.
+    """
+    result: list[Placed] = []
+    for item in sorted(placed, key=lambda item: (item.root, _scrambled(item.candidate.fact))):
+        last = result[-1] if result and result[-1].root == item.root else None
+        result.append(item._replace(slot=last.slot + last.num_tokens if last else 0))
+    return result
+
+
+def _scrambled(number: int) -> int:
+    """A number of 64 bits that depends on `number` alone and keeps nothing of its order (the finaliser of splitmix64)."""
+    value = (number + 1) * 0x9E3779B97F4A7C15 % 2**64
+    value = (value ^ value >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+    value = (value ^ value >> 27) * 0x94D049BB133111EB % 2**64
+    return value ^ value >> 31
 
 
 def _find_room(group: list[Candidate], used: dict[int, int], leaves_per_root: int, whole: bool) -> Placed | None:
