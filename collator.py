@@ -3,8 +3,8 @@
 Everything random is a pure function of (seed, epoch, example index, position): how a batch is split over accumulation
 steps, processes and workers changes nothing, and a resumed run sees the masks that it would have seen.
 
-Shape legend: B batch, N nodes, R roots per window, L leaf slots per root. Arrays called `*_flat` run over the whole
-batch without padding: over all root tokens, all facts, or all leaf tokens.
+Shape legend: B rows, N nodes of a row, G windows, R roots per window, L leaf slots per root. Arrays called `*_flat` run
+over the whole batch without padding: over all root tokens, all facts, or all leaf tokens.
 """
 
 import copy
@@ -13,12 +13,13 @@ from collections import Counter
 import numpy as np
 import torch
 
+from .batch_indices_graphmert import batch_indices
 from .chain_graphs.linking import MAX_WORD_TOKENS
 from .chain_graphs.windows import canonical_ids
 
 SPAN_GEOMETRIC_P = 0.2
 MASKED_SPAN_LEAVES = ("drop", "hide", "keep")
-LAYOUTS = ("padded", "compact")
+LAYOUTS = ("padded", "compact", "packed")
 MNM_TARGETS = ("relation", "tail", "both")
 
 _STREAMS = {
@@ -95,7 +96,8 @@ class GraphMertCollator:
     Args:
         tokenizer: the dataset's tokenizer, with a mask token.
         num_roots, leaves_per_root, num_relations: as in the model's configuration; they must fit the windows.
-        layout: "compact" (existing nodes only) or "padded" (all R(1+L) slots).
+        layout: "compact" (a row for each window, existing nodes only), "packed" (existing nodes only, many windows in a row,
+            no padding but what the next two arguments ask for) or "padded" (all R(1+L) slots).
         mlm_probability, mnm_probability: shares in [0, 1).
         mnm_target: "relation", "tail" or "both".
         masked_span_leaves: what happens to a leaf that hangs on a masked span, whose syntactic role it would tell:
@@ -103,15 +105,20 @@ class GraphMertCollator:
         mask_visible_copies: also hide leaves that repeat a masked word (their tokens become mask tokens, unlabelled).
         span_boundary: add `span_left`, `span_right`, `span_offset` for the span-boundary objective.
         seed: of the masks.
-        pad_to_multiple_of: pad the compact layout's N up to a multiple.
+        pad_to_multiple_of: pad N up to a multiple (compact, packed).
+        max_nodes_per_row: for "packed": rows of exactly so many nodes, as few as will do. Default: one row for all.
+        with_indices: add `indices` (see `batch_indices`), so that the model never waits for a device to count what the
+            collator knows; "packed" always has them.
         diagnostics: add `label_in_leaf` (B, N): 1 at a masked root whose word stands in a leaf of the input,
             `leaf_in_window` (B, N): 1 at a leaf whose text stands among the window's roots, and `fact_place` (B, N): a
             leaf token's place in its fact's leaf. They are for evaluation; the model does not take them.
 
     `__call__(examples)` takes items of `WindowDataset` and returns a dict of int64 tensors `(B, N)`: `input_ids`,
     `attention_mask`, `token_type_ids`, `root_index`, `leaf_index`, `relation_ids`, `relation_reversed`, `head_start`,
-    `head_length`, `labels`, `relation_labels`. Root i of an example is in column i. `relation_labels` holds one label
-    for each hidden relation, at the first leaf of its fact. `statistics` counts what was masked, hidden and dropped.
+    `head_length`, `labels`, `relation_labels`; "packed" adds `graph_ids`, the number of the node's window among the
+    examples, -1 for padding. Root i of a window is its i-th node: in column i, where rows are windows. `relation_labels`
+    holds one label for each hidden relation, at the first leaf of its fact. `statistics` counts what was masked, hidden
+    and dropped.
 
     Raises:
         ValueError: an argument out of range, a tokenizer without mask or pad token, or a window that does not fit.
@@ -133,6 +140,8 @@ class GraphMertCollator:
         seed: int = 0,
         pad_to_multiple_of: int | None = None,
         diagnostics: bool = False,
+        max_nodes_per_row: int | None = None,
+        with_indices: bool = False,
     ):
         for name, value, allowed in (
             ("layout", layout, LAYOUTS),
@@ -148,6 +157,14 @@ class GraphMertCollator:
             raise ValueError(
                 f"mnm_target 'both' masks two sets of facts: mnm_probability must be at most 0.5, got {mnm_probability}"
             )
+        if max_nodes_per_row is not None and layout != "packed":
+            raise ValueError(f"max_nodes_per_row is for the layout 'packed', not {layout!r}")
+        largest = num_roots * (1 + leaves_per_root)
+        if max_nodes_per_row is not None and max_nodes_per_row < largest:
+            raise ValueError(
+                f"max_nodes_per_row must hold the largest window, {largest} nodes for num_roots={num_roots} and "
+                f"leaves_per_root={leaves_per_root}, got {max_nodes_per_row}"
+            )
         if tokenizer.mask_token_id is None or tokenizer.pad_token_id is None:
             raise ValueError("the tokenizer needs a mask token and a padding token for masked language modelling")
         self.num_roots, self.leaves_per_root, self.num_relations = num_roots, leaves_per_root, num_relations
@@ -156,6 +173,7 @@ class GraphMertCollator:
         self.masked_span_leaves, self.mask_visible_copies = masked_span_leaves, mask_visible_copies
         self.span_boundary, self.seed, self.pad_to_multiple_of = span_boundary, seed, pad_to_multiple_of
         self.diagnostics = diagnostics
+        self.max_nodes_per_row, self.with_indices = max_nodes_per_row, with_indices or layout == "packed"
         self.mask_token_id, self.pad_token_id = tokenizer.mask_token_id, tokenizer.pad_token_id
         special = np.zeros(len(tokenizer), dtype=bool)
         special[tokenizer.all_special_ids] = True
@@ -179,7 +197,7 @@ class GraphMertCollator:
         twin.statistics = Counter()
         return twin
 
-    def __call__(self, examples: list[dict]) -> dict[str, torch.Tensor]:
+    def __call__(self, examples: list[dict]) -> dict[str, torch.Tensor | dict[str, torch.Tensor]]:
         sizes = np.array([len(example["input_ids"]) for example in examples])
         if sizes.max() > self.num_roots:
             raise ValueError(
@@ -209,7 +227,10 @@ class GraphMertCollator:
         self._choose_facts(facts, roots, covered, keys)
         batch = self._lay_out(roots, root_ids, covered, facts, keys)
         self._count(examples, roots, covered, facts)
-        return {name: torch.from_numpy(array) for name, array in batch.items()}
+        tensors = {name: torch.from_numpy(array) for name, array in batch.items()}
+        if self.with_indices:
+            tensors["indices"] = batch_indices(tensors, self.num_relations)
+        return tensors
 
     def _choose_spans(self, roots: "_Roots", keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """SpanBERT masking: which root tokens are covered, and by the span of which rank in its window."""
@@ -312,43 +333,26 @@ class GraphMertCollator:
         facts.relation_hidden |= facts.relation_target
 
     def _lay_out(self, roots, root_ids, covered, facts, keys) -> dict[str, np.ndarray]:
-        batch_size = len(roots.size)
         kept = np.flatnonzero(facts.kept[facts.fact_of_leaf])
         fact = facts.fact_of_leaf[kept]
-        row, slot = facts.row[fact], facts.slot[fact] + facts.place_in_leaf[kept]
+        window, slot = facts.row[fact], facts.slot[fact] + facts.place_in_leaf[kept]
+        leaf_count = np.bincount(window, minlength=len(roots.size))
         if self.layout == "padded":
-            num_nodes = self.num_roots * (1 + self.leaves_per_root)
+            row = np.arange(len(roots.size))
+            start, shape = np.zeros_like(row), (len(row), self.num_roots * (1 + self.leaves_per_root))
             leaf_column = self.num_roots + self.leaves_per_root * facts.root[fact] + slot
         else:
-            leaf_count = np.bincount(row, minlength=batch_size)
-            num_nodes = int((roots.size + leaf_count).max())
-            if self.pad_to_multiple_of:
-                num_nodes = -(-num_nodes // self.pad_to_multiple_of) * self.pad_to_multiple_of
-            leaf_column = roots.size[row] + np.arange(len(kept)) - (np.cumsum(leaf_count) - leaf_count)[row]
-        at_root, at_leaf = (roots.row, roots.column), (row, leaf_column)
+            row, start, shape = self._place_windows(roots.size + leaf_count)
+            within = np.arange(len(kept)) - (np.cumsum(leaf_count) - leaf_count)[window]
+            leaf_column = start[window] + roots.size[window] + within
+        at_root, at_leaf = (row[roots.row], start[roots.row] + roots.column), (row[window], leaf_column)
 
         def grid(fill: int) -> np.ndarray:
-            return np.full((batch_size, num_nodes), fill, dtype=np.int64)
+            return np.full(shape, fill, dtype=np.int64)
 
-        batch = {
-            "input_ids": grid(self.pad_token_id),
-            "attention_mask": grid(0),
-            "token_type_ids": grid(0),
-            "root_index": grid(0),
-            "leaf_index": grid(-1),
-            "relation_ids": grid(-1),
-            "relation_reversed": grid(0),
-            "head_start": grid(0),
-            "head_length": grid(0),
-            "labels": grid(-100),
-            "relation_labels": grid(-100),
-        }
-        if self.layout == "padded":
-            slots = np.arange(num_nodes - self.num_roots)
-            batch["root_index"][:, : self.num_roots] = np.arange(self.num_roots)
-            batch["root_index"][:, self.num_roots :] = slots // max(self.leaves_per_root, 1)
-            batch["leaf_index"][:, self.num_roots :] = slots % max(self.leaves_per_root, 1)
-            batch["token_type_ids"][:, self.num_roots :] = 1
+        batch = self._empty(grid)
+        if self.layout == "packed":
+            batch["graph_ids"][at_root], batch["graph_ids"][at_leaf] = roots.row, window
         tail_chosen = facts.tail_target[facts.fact_of_leaf]
         leaf_ids = self._corrupt(
             facts.leaf_ids,
@@ -371,35 +375,75 @@ class GraphMertCollator:
         batch["relation_reversed"][at_leaf] = facts.reversed[fact]
         batch["head_start"][at_leaf] = facts.head_start[fact]
         batch["head_length"][at_leaf] = facts.head_length[fact]
-        batch["labels"][roots.row[covered], roots.column[covered]] = roots.ids[covered]
+        batch["labels"][at_root[0][covered], at_root[1][covered]] = roots.ids[covered]
         labelled = tail_chosen[kept]
-        batch["labels"][row[labelled], leaf_column[labelled]] = facts.leaf_ids[kept][labelled]
+        batch["labels"][at_leaf[0][labelled], leaf_column[labelled]] = facts.leaf_ids[kept][labelled]
         labelled = facts.relation_target[fact] & (facts.place_in_leaf[kept] == 0)
-        batch["relation_labels"][row[labelled], leaf_column[labelled]] = facts.relation[fact][labelled]
+        batch["relation_labels"][at_leaf[0][labelled], leaf_column[labelled]] = facts.relation[fact][labelled]
         if self.span_boundary:
-            self._add_span_boundaries(batch, roots, covered, grid)
+            self._add_span_boundaries(batch, at_root, covered, grid)
         if self.diagnostics:
             shown = facts.leaf_key[kept][~(tail_chosen | facts.tail_hidden[facts.fact_of_leaf])[kept]]
             batch["label_in_leaf"] = grid(0)
             copied = np.isin(facts.masked_root_key, shown) & covered
-            batch["label_in_leaf"][roots.row[copied], roots.column[copied]] = 1
+            batch["label_in_leaf"][at_root[0][copied], at_root[1][copied]] = 1
             batch["leaf_in_window"], batch["fact_place"] = grid(0), grid(0)
             batch["leaf_in_window"][at_leaf] = facts.visible[fact]
             batch["fact_place"][at_leaf] = facts.place_in_leaf[kept]
         return batch
 
-    def _add_span_boundaries(self, batch, roots, covered, grid) -> None:
+    def _place_windows(self, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
+        """Row and first column of each window of `sizes` nodes, and the shape of the batch."""
+        row = np.zeros(len(sizes), dtype=np.int64) if self.layout == "packed" else np.arange(len(sizes))
+        start, multiple = np.zeros(len(sizes), dtype=np.int64), self.pad_to_multiple_of or 1
+        if self.layout == "compact":
+            num_nodes = int(sizes.max())
+        elif self.max_nodes_per_row is None:
+            start, num_nodes = np.cumsum(sizes) - sizes, int(sizes.sum())
+        else:
+            row, num_nodes = first_fit_decreasing(sizes, self.max_nodes_per_row), self.max_nodes_per_row
+            order = np.argsort(row, kind="stable")
+            before = np.cumsum(sizes[order]) - sizes[order]
+            start[order] = before - before[np.searchsorted(row[order], row[order])]
+        return row, start, (int(row.max()) + 1, -(-num_nodes // multiple) * multiple)
+
+    def _empty(self, grid) -> dict[str, np.ndarray]:
+        """A batch of padding; `grid` makes an array of the batch's shape."""
+        batch = {
+            "input_ids": grid(self.pad_token_id),
+            "attention_mask": grid(0),
+            "token_type_ids": grid(0),
+            "root_index": grid(0),
+            "leaf_index": grid(-1),
+            "relation_ids": grid(-1),
+            "relation_reversed": grid(0),
+            "head_start": grid(0),
+            "head_length": grid(0),
+            "labels": grid(-100),
+            "relation_labels": grid(-100),
+        }
+        if self.layout == "packed":
+            batch["graph_ids"] = grid(-1)
+        if self.layout == "padded":
+            slots = np.arange(self.num_roots * self.leaves_per_root)
+            batch["root_index"][:, : self.num_roots] = np.arange(self.num_roots)
+            batch["root_index"][:, self.num_roots :] = slots // max(self.leaves_per_root, 1)
+            batch["leaf_index"][:, self.num_roots :] = slots % max(self.leaves_per_root, 1)
+            batch["token_type_ids"][:, self.num_roots :] = 1
+        return batch
+
+    def _add_span_boundaries(self, batch, at_root, covered, grid) -> None:
         """SpanBERT's boundaries: for each masked root the columns beside its run of masked roots, and its place in it."""
         # <s> and </s> are never covered, so a run never crosses windows and always has both neighbours.
         begins = covered & ~np.concatenate([[False], covered[:-1]])
         ends = covered & ~np.concatenate([covered[1:], [False]])
         run = np.cumsum(begins)[covered] - 1
-        where = (roots.row[covered], roots.column[covered])
-        start, end = roots.column[begins][run], roots.column[ends][run]
+        where = (at_root[0][covered], at_root[1][covered])
+        start, end = at_root[1][begins][run], at_root[1][ends][run]
         for name, fill, values in (
             ("span_left", -1, start - 1),
             ("span_right", -1, end + 1),
-            ("span_offset", 0, np.minimum(roots.column[covered] - start + 1, MAX_WORD_TOKENS)),
+            ("span_offset", 0, np.minimum(where[1] - start + 1, MAX_WORD_TOKENS)),
         ):
             batch[name] = grid(fill)
             batch[name][where] = values
@@ -417,6 +461,28 @@ class GraphMertCollator:
             tails_masked=int(facts.tail_target.sum()),
             tail_tokens_masked=int(facts.length[facts.tail_target].sum()),
         )
+
+
+def first_fit_decreasing(sizes: np.ndarray, capacity: int) -> np.ndarray:
+    """Rows for things of these sizes: the largest first, each into the first row with room.
+
+    At most 11/9 of the fewest rows and two thirds of one more (Dosa 2007).
+
+    Args:
+        sizes: int (G,), none above `capacity`.
+        capacity: of a row.
+
+    Returns:
+        int64 (G,): the row of each, rows numbered from 0.
+    """
+    rows, room = np.zeros(len(sizes), dtype=np.int64), []
+    for index, size in sorted(enumerate(sizes.tolist()), key=lambda item: -item[1]):
+        row = next((row for row, free in enumerate(room) if free >= size), len(room))
+        if row == len(room):
+            room.append(capacity)
+        room[row] -= size
+        rows[index] = row
+    return rows
 
 
 def _group_starts(keys: np.ndarray) -> np.ndarray:

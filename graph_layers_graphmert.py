@@ -1,7 +1,8 @@
 """The parts of GraphMERT that RoBERTa does not have: distances, attention decay, H-GAT.
 
-Shape suffixes: B batch, N nodes, K columns that can hold roots, M leaves with a relation, H attention heads, D hidden,
-C relations + 1 (the last one is the masked relation), T entries of the decay table.
+Shape suffixes: B batch, N nodes, S = B*N, M leaves with a relation, Q most leaves of one relation, E pairs of a leaf and a
+token of its head, H attention heads, D hidden, C relations + 1 (the last one is the masked relation), T entries of the
+decay table.
 """
 
 import math
@@ -9,7 +10,6 @@ import math
 import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
-from transformers.models.roberta.modeling_roberta import RobertaSelfAttention
 
 
 def graph_distance(root_index: torch.Tensor, leaf_index: torch.Tensor) -> torch.Tensor:
@@ -70,18 +70,18 @@ class _GatherDecay(torch.autograd.Function):
         value_HT = nn.functional.pad(value_HT.to(dtype), (0, 1), value=hidden)
         ctx.save_for_backward(nn.functional.pad(slope_HT, (0, 1)), index_BNN)
         ctx.offset_dtype = offset_H.dtype
-        return _gather_columns(value_HT, index_BNN)
+        return gather_columns(value_HT, index_BNN)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_BHNN):
         slope_HT, index_BNN = ctx.saved_tensors
-        grad_H = (_gather_columns(slope_HT, index_BNN) * grad_BHNN).sum((0, 2, 3))
+        grad_H = (gather_columns(slope_HT, index_BNN) * grad_BHNN).sum((0, 2, 3))
         return grad_H.to(ctx.offset_dtype), None, None, None, None, None
 
 
-def _gather_columns(table_HT: torch.Tensor, index_BNN: torch.Tensor) -> torch.Tensor:
-    """table_HT[h, index_BNN[b, i, k]] as (B, H, N, N)."""
+def gather_columns(table_HT: torch.Tensor, index_BNN: torch.Tensor) -> torch.Tensor:
+    """table_HT[h, index_BNN[b, i, k]] as a contiguous (B, H, N, N)."""
     # Contiguous, which the fused attention kernels want. Plain indexing takes 17.7 ms at 16 x 12 x 160 x 160 on one core,
     # this 4.8 ms.
     num_batch, num_nodes, _ = index_BNN.shape
@@ -112,6 +112,15 @@ class GraphDecay(nn.Module):
         self.offset_init = float(offset_init)
         self.multiplicative = multiplicative
 
+    def tables(self, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+        """g(d) and its derivative in p for d = 0..num_distances-1, both (H, T), without gradient."""
+        value_HT, slope_HT = _decay_tables(self.offset.detach(), self.num_distances, self.log_base)
+        return value_HT.to(dtype), slope_HT.to(dtype)
+
+    def differentiable_table(self) -> torch.Tensor:
+        """g(d) as `tables` gives it, (H, T), with a gradient to the offset."""
+        return _decay_tables(self.offset, self.num_distances, self.log_base)[0]
+
     def forward(self, distance: torch.Tensor, visible: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
         """Decay of every pair.
 
@@ -126,53 +135,6 @@ class GraphDecay(nn.Module):
         if visible is not None:
             distance = torch.where(visible, distance, self.num_distances)
         return _GatherDecay.apply(self.offset, distance, self.num_distances, self.log_base, self.multiplicative, dtype)
-
-
-class MultiplicativeSelfAttention(RobertaSelfAttention):
-    """RoBERTa's self-attention with logits * exp(g(d)), which no fused kernel computes.
-
-    The factor travels in the place of the attention mask, -1 where attention is hidden. The same explicit code runs
-    for every `attn_implementation`.
-    """
-
-    def forward(self, hidden_states, attention_mask=None, past_key_values=None, **kwargs):
-        shape = (*hidden_states.shape[:-1], -1, self.attention_head_size)
-        query, key, value = (
-            layer(hidden_states).view(shape).transpose(1, 2) for layer in (self.query, self.key, self.value)
-        )
-        scores_BHNN = query @ key.transpose(2, 3) * self.scaling
-        if attention_mask is not None:
-            lowest = torch.finfo(scores_BHNN.dtype).min
-            scores_BHNN = torch.where(attention_mask < 0, lowest, scores_BHNN * attention_mask)
-        weights_BHNN = nn.functional.softmax(scores_BHNN, dim=-1)
-        dropped_BHNN = nn.functional.dropout(weights_BHNN, p=self.dropout.p, training=self.training)
-        output = (dropped_BHNN @ value).transpose(1, 2).reshape(*hidden_states.shape[:-1], -1)
-        return output, weights_BHNN
-
-
-def head_columns(
-    root_index: torch.Tensor,
-    is_root: torch.Tensor,
-    head_start: torch.Tensor,
-    head_length: torch.Tensor,
-    num_roots: int,
-) -> torch.Tensor:
-    """Which columns hold the head tokens of each node.
-
-    The one place that knows where roots sit: in both layouts the first `num_roots` columns hold all of an example's roots.
-
-    Args:
-        root_index: int64 (B, N).
-        is_root: bool (B, N), false on padding.
-        head_start, head_length: int64 (B, N), span of root indices.
-        num_roots: the configuration's number of roots.
-
-    Returns:
-        bool (B, N, K), K = min(N, num_roots).
-    """
-    root_index_BK, is_root_BK = root_index[:, :num_roots], is_root[:, :num_roots]
-    offset_BNK = root_index_BK[:, None, :] - head_start[:, :, None]
-    return (offset_BNK >= 0) & (offset_BNK < head_length[:, :, None]) & is_root_BK[:, None, :]
 
 
 def grouped_linear(input_MD: torch.Tensor, group_sizes: list[int], weight_CDD: torch.Tensor) -> torch.Tensor:
@@ -220,22 +182,20 @@ class HierarchicalGraphAttention(nn.Module):
         identity_DD = torch.eye(self.weight.shape[1], dtype=self.weight.dtype, device=self.weight.device)
         return (scale * identity_DD).expand_as(self.weight)
 
-    # The sizes of the groups depend on the data: left to the compiler they would break its graph in several places.
-    @torch.compiler.disable
     def forward(
         self,
         words: torch.Tensor,
-        relation_ids: torch.Tensor,
         relation_reversed: torch.Tensor,
-        head_mask: torch.Tensor,
+        leaf_nodes: torch.Tensor,
+        leaf_grid: torch.Tensor,
+        head_pairs: torch.Tensor,
     ) -> torch.Tensor:
         """Leaf embeddings with their heads taken in.
 
         Args:
             words: float (B, N, D), word embeddings (before position, type and LayerNorm).
-            relation_ids: int64 (B, N), 0..num_relations on leaves of a triple, -1 elsewhere.
             relation_reversed: int64 (B, N), 0 or 1.
-            head_mask: bool (B, N, K), which columns hold the node's head tokens.
+            leaf_nodes, leaf_grid, head_pairs: int64 (M,), (C, Q) and (2, E), as `batch_indices` makes them.
 
         Returns:
             float (B, N, D): words, changed on nodes with a relation and a head.
@@ -244,30 +204,52 @@ class HierarchicalGraphAttention(nn.Module):
         weight_CDD = nn.functional.dropout(self.weight, self.dropout, self.training)
         attention = nn.functional.dropout(self.attention, self.dropout, self.training)
 
-        has_relation_BN = relation_ids >= 0
+        words_SD, num_leaves = words.flatten(0, 1), leaf_nodes.shape[0]
+        grid, slot_M = leaf_grid.flatten(), _slots(leaf_grid, num_leaves)
         # Row of the (direction, relation) pair in the tables below.
-        row_BN = relation_ids.clamp(min=0) + num_rows * relation_reversed
+        row_M = slot_M // max(leaf_grid.shape[1], 1) + num_rows * relation_reversed.flatten()[leaf_nodes]
 
         # W^T diag(gain) a, for both halves of a: (2 halves, 2 directions * C, D).
         scaled = attention.view(2, num_rows, 2, hidden_size) * self.direction_gain[:, :, None, :]
         pulled = torch.einsum("rchd,cde->hrce", scaled, weight_CDD).reshape(2, 2 * num_rows, hidden_size)
-        # A product with one-hot rows in place of a gather: its backward is a product too.
-        one_hot_BNS = nn.functional.one_hot(row_BN, 2 * num_rows).to(words.dtype)
-        tail_score_BN = ((words @ pulled[0].t()) * one_hot_BNS).sum(-1)
-        head_score_BNK = one_hot_BNS @ (words[:, : head_mask.shape[2]] @ pulled[1].t()).transpose(1, 2)
-        score_BNK = nn.functional.leaky_relu(tail_score_BN[:, :, None] + head_score_BNK, self.negative_slope)
-        score_BNK = score_BNK.to(torch.promote_types(score_BNK.dtype, torch.float32))
-        score_BNK = score_BNK.masked_fill(~head_mask, torch.finfo(score_BNK.dtype).min)
-        alpha_BNK = score_BNK.softmax(-1).masked_fill(~head_mask, 0.0).to(words.dtype)
-        heads_BND = alpha_BNK @ words[:, : head_mask.shape[2]]
+        heads_MD = self._weighted_heads(words_SD, leaf_nodes, row_M, head_pairs, pulled)
 
-        # Leaves sorted by relation; nodes without one come first and are left out.
-        order = torch.where(has_relation_BN, relation_ids, -1).flatten().argsort(stable=True)
-        num_none, *group_sizes = torch.bincount(
-            (relation_ids + 1).flatten().clamp(min=0), minlength=num_rows + 1
-        ).tolist()
-        order_M = order[num_none:]
-        update_MD = grouped_linear(heads_BND.flatten(0, 1).index_select(0, order_M), group_sizes, weight_CDD)
-        gain_MD = nn.functional.embedding(row_BN.flatten()[order_M], self.direction_gain.flatten(0, 1))
+        if words.device.type == "cpu" and not torch.compiler.is_compiling():
+            # The sizes of the groups are at hand.
+            sizes = (leaf_grid < num_leaves).sum(1).tolist()
+            order_M = grid[grid < num_leaves]
+            update_MD = grouped_linear(heads_MD.index_select(0, order_M), sizes, weight_CDD)
+            update_MD = update_MD.index_select(0, order_M.argsort())
+        else:
+            # One product for all relations, each with room for as many leaves as the largest has.
+            heads_CQD = nn.functional.pad(heads_MD, (0, 0, 0, 1)).index_select(0, grid).view(num_rows, -1, hidden_size)
+            update_MD = torch.bmm(heads_CQD, weight_CDD.transpose(1, 2)).flatten(0, 1).index_select(0, slot_M)
+        gain_MD = nn.functional.embedding(row_M, self.direction_gain.flatten(0, 1))
         update_MD = (update_MD * gain_MD).to(words.dtype)
-        return words.flatten(0, 1).index_add(0, order_M, update_MD).view_as(words)
+        return words_SD.index_add(0, leaf_nodes, update_MD).view_as(words)
+
+    def _weighted_heads(self, words_SD, leaf_nodes, row_M, head_pairs, pulled):
+        """sum_j alpha_j h_j of each leaf, (M, D); 0 for a leaf without a head."""
+        pair_leaf_E, pair_root_E = head_pairs
+        tails_MD, heads_ED = words_SD.index_select(0, leaf_nodes), words_SD.index_select(0, pair_root_E)
+        # A product with one-hot rows in place of a gather: its backward is a product too.
+        one_hot_MS = nn.functional.one_hot(row_M, pulled.shape[1]).to(words_SD.dtype)
+        tail_score_M = ((tails_MD @ pulled[0].t()) * one_hot_MS).sum(-1)
+        head_score_E = ((heads_ED @ pulled[1].t()) * one_hot_MS.index_select(0, pair_leaf_E)).sum(-1)
+        score_E = tail_score_M.index_select(0, pair_leaf_E) + head_score_E
+        score_E = nn.functional.leaky_relu(score_E, self.negative_slope)
+        score_E = score_E.to(torch.promote_types(score_E.dtype, torch.float32))
+        # Softmax over the pairs of each leaf.
+        lowest_M = score_E.new_full(leaf_nodes.shape, torch.finfo(score_E.dtype).min)
+        largest_M = lowest_M.scatter_reduce(0, pair_leaf_E, score_E.detach(), "amax")
+        exp_E = (score_E - largest_M.index_select(0, pair_leaf_E)).exp()
+        total_M = torch.zeros_like(lowest_M).index_add(0, pair_leaf_E, exp_E)
+        alpha_E = (exp_E / total_M.index_select(0, pair_leaf_E)).to(words_SD.dtype)
+        return torch.zeros_like(tails_MD).index_add(0, pair_leaf_E, alpha_E[:, None] * heads_ED)
+
+
+def _slots(leaf_grid: torch.Tensor, num_leaves: int) -> torch.Tensor:
+    """Where each leaf stands in the flattened grid: int64 (M,)."""
+    grid = leaf_grid.flatten()
+    slots = torch.zeros(num_leaves + 1, dtype=torch.int64, device=grid.device)
+    return slots.scatter(0, grid, torch.arange(grid.shape[0], device=grid.device))[:-1]

@@ -3,8 +3,10 @@
 `GraphMertModel` is `RobertaModel` with two additions in front of the same layers: H-GAT changes the word embeddings of
 leaves, and attention decay goes in as the attention mask. Given no leaves and `decay_mode=None` nothing is left of them.
 
-Shape suffixes: B batch, N nodes, R roots, L leaf slots, M labelled nodes, H attention heads, D hidden, V vocabulary,
-C relations.
+A batch is rows of nodes. A row is one graph, or, in the packed layout (`graph_ids`), many.
+
+Shape suffixes: B rows, N nodes, G graphs (B unless packed), P nodes of the longest graph, R roots, L leaf slots, M labelled
+nodes, H attention heads, D hidden, V vocabulary, C relations.
 """
 
 from dataclasses import dataclass
@@ -28,15 +30,14 @@ from transformers.models.roberta.modeling_roberta import (
 )
 from transformers.utils import ModelOutput
 
+from .attention_graphmert import GraphSelfAttention, choose_attention, decay_mask
+from .batch_indices_graphmert import batch_indices, check_graph_inputs, values_at_hand
 from .configuration_graphmert import GraphMertConfig
 from .conversion_graphmert import ConversionReport, convert_roberta
 from .graph_layers_graphmert import (
     GraphDecay,
     HierarchicalGraphAttention,
-    MultiplicativeSelfAttention,
-    attention_dtype,
     graph_distance,
-    head_columns,
 )
 
 IGNORE_INDEX = -100
@@ -54,7 +55,7 @@ class GraphMertForPreTrainingOutput(ModelOutput):
         tail_loss: float (), mean over labelled leaves.
         sbo_loss: float (), span-boundary objective, mean over its targets; None where it is off.
         logits: float (B, N, V), or (M, V) with `sparse_prediction`.
-        relation_logits: float (B, R, L, C), 0 at empty slots.
+        relation_logits: float (G, R, L, C), 0 at empty slots; G = B unless rows are packed.
         hidden_states, attentions: as in RoBERTa.
     """
 
@@ -97,9 +98,9 @@ class GraphMertPreTrainedModel(RobertaPreTrainedModel):
     config: GraphMertConfig
     config_class = GraphMertConfig
     base_model_prefix = "roberta"
-    # These two read the bias of the first head only, or none, without a word.
+    # It reads no bias, without a word.
     _supports_flash_attn = False
-    _supports_flex_attn = False
+    _supports_flex_attn = True
 
     conversion_report: ConversionReport | None = None
 
@@ -187,9 +188,9 @@ class GraphMertModel(GraphMertPreTrainedModel, RobertaModel):
                 config.decay_offset_init,
                 multiplicative=config.decay_mode == "multiplicative",
             )
-        if config.decay_mode == "multiplicative":
-            for index, layer in enumerate(self.encoder.layer):
-                layer.attention.self = MultiplicativeSelfAttention(config, layer_idx=index)
+        for layer in self.encoder.layer:
+            # The same parameters, names and starting values as RoBERTa's: only what is computed may differ.
+            layer.attention.self.__class__ = GraphSelfAttention
         self.post_init()
 
     def forward(
@@ -205,6 +206,9 @@ class GraphMertModel(GraphMertPreTrainedModel, RobertaModel):
         relation_reversed: torch.LongTensor | None = None,
         head_start: torch.LongTensor | None = None,
         head_length: torch.LongTensor | None = None,
+        graph_ids: torch.LongTensor | None = None,
+        indices: dict[str, torch.LongTensor] | None = None,
+        unpacked: bool = False,
         **kwargs,
     ) -> BaseModelOutputWithPoolingAndCrossAttentions | tuple:
         """Encode graphs, or plain token sequences where `root_index` is not given.
@@ -218,11 +222,16 @@ class GraphMertModel(GraphMertPreTrainedModel, RobertaModel):
             leaf_index: int64 (B, N), slot 0..leaves_per_root-1, -1 for a root. Default: all are roots.
             relation_ids: int64 (B, N), -1 none, 0..num_relations-1, `num_relations` for the masked relation.
             relation_reversed: int64 (B, N), 1 where the leaf carries the owner's name. Default: 0.
-            head_start, head_length: int64 (B, N), the span of roots that a leaf hangs on.
+            head_start, head_length: int64 (B, N), the span of roots that a leaf hangs on, in root indices of its graph.
+            graph_ids: int64 (B, N), for rows that hold many graphs: which of the batch's graphs 0..G-1 a node belongs to,
+                -1 for padding. The nodes of a graph are neighbours, roots first; nodes attend within their graph only.
+                Default: each row is one graph.
+            indices: what `batch_indices` makes of the batch; with it nothing waits for the device. Default: made here.
+            unpacked: give the states of packed rows by graph, (G, P, D), with 0 where a graph has fewer than P nodes.
             **kwargs: `output_attentions`, `output_hidden_states`, `return_dict`, as in RoBERTa.
 
         Returns:
-            As `RobertaModel`: last_hidden_state (B, N, D), pooler_output (B, D).
+            As `RobertaModel`: last_hidden_state (B, N, D), pooler_output (G, D).
 
         Raises:
             ValueError: more nodes than positions; graph inputs that contradict each other or the configuration (their values
@@ -231,41 +240,43 @@ class GraphMertModel(GraphMertPreTrainedModel, RobertaModel):
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give exactly one of input_ids and inputs_embeds.")
         shape = input_ids.shape if input_ids is not None else inputs_embeds.shape[:2]
-        # Leaves that share their root's position need none of their own.
-        shared = root_index is not None and self.config.leaf_position == "root"
-        limit = self.config.num_nodes if shared else self.config.num_usable_positions
-        if shape[1] > limit:
-            raise ValueError(
-                f"The input has {shape[1]} tokens, but the model has positions for {limit}: cut the code (truncation=True, "
-                f"max_length={limit}) or raise max_position_embeddings."
-            )
-        if root_index is None:
-            given = {"leaf_index": leaf_index, "relation_ids": relation_ids, "head_start": head_start}
-            if any(value is not None for value in given.values()):
-                names = ", ".join(name for name, value in given.items() if value is not None)
-                raise ValueError(f"Graph inputs need root_index; only {names} given.")
-        else:
+        check_graph_inputs(
+            self.config, shape, root_index, leaf_index, relation_ids, head_start, head_length, graph_ids
+        )
+        nodes = None
+        if root_index is not None:
             leaf_index = torch.full_like(root_index, -1) if leaf_index is None else leaf_index
-            self._check_graph(shape, root_index, leaf_index, relation_ids, head_start, head_length)
             real = torch.ones_like(root_index) if attention_mask is None else attention_mask
-            real = real.to(torch.bool)
+            real = real.to(torch.bool) if graph_ids is None else real.to(torch.bool) & (graph_ids >= 0)
+            if indices is None:
+                given = dict(root_index=root_index, leaf_index=leaf_index, attention_mask=real, graph_ids=graph_ids)
+                spans = dict(relation_ids=relation_ids, head_start=head_start, head_length=head_length)
+                indices = _made_here({**given, **(spans if self.hgat is not None else {})}, self.config.num_relations)
+            nodes = indices["graph_nodes"] if graph_ids is not None else None
             is_leaf = (leaf_index >= 0) & real
             if inputs_embeds is None:
                 inputs_embeds, input_ids = self.embeddings.word_embeddings(input_ids), None
             if self.hgat is not None and relation_ids is not None:
-                is_root = (leaf_index < 0) & real
-                inputs_embeds = self.hgat(
-                    inputs_embeds,
-                    torch.where(is_leaf, relation_ids, -1),
-                    torch.zeros_like(root_index) if relation_reversed is None else relation_reversed,
-                    head_columns(root_index, is_root, head_start, head_length, self.config.num_roots),
-                )
+                reverse = torch.zeros_like(root_index) if relation_reversed is None else relation_reversed
+                places = (indices[name] for name in ("leaf_nodes", "leaf_grid", "head_pairs"))
+                inputs_embeds = self.hgat(inputs_embeds, reverse, *places)
             token_type_ids = is_leaf.long() if token_type_ids is None else token_type_ids
             if position_ids is None:
                 position_ids = self._graph_positions(root_index, leaf_index, real)
-        if self.decay is not None:
-            attention_mask = self._decay_mask(shape, attention_mask, root_index, leaf_index)
-        return super().forward(
+        attention_mask, graph_attention = choose_attention(
+            self.config,
+            self.decay,
+            self.embeddings.word_embeddings.weight,
+            shape,
+            attention_mask,
+            root_index,
+            leaf_index,
+            graph_ids,
+            nodes,
+        )
+        if graph_attention is not None:
+            kwargs["graph_attention"] = graph_attention
+        outputs = super().forward(
             input_ids=input_ids,
             attention_mask=attention_mask,
             token_type_ids=token_type_ids,
@@ -273,6 +284,20 @@ class GraphMertModel(GraphMertPreTrainedModel, RobertaModel):
             inputs_embeds=inputs_embeds,
             **kwargs,
         )
+        if nodes is not None:
+            self._by_graph(outputs, nodes, unpacked)
+        return outputs
+
+    def _by_graph(self, outputs, nodes_GP, unpacked: bool) -> None:
+        """Give the outputs of packed rows what belongs to graphs and not to rows."""
+        if not hasattr(outputs, "last_hidden_state"):
+            raise ValueError("packed rows (graph_ids) need return_dict=True.")
+        states_SD = outputs.last_hidden_state.flatten(0, 1)
+        if self.pooler is not None:
+            outputs.pooler_output = self.pooler(states_SD[nodes_GP[:, :1]])
+        if unpacked:
+            states_GPD = states_SD[nodes_GP.clamp(min=0)]
+            outputs.last_hidden_state = states_GPD.masked_fill((nodes_GP < 0)[:, :, None], 0.0)
 
     def _graph_positions(self, root_index, leaf_index, real):
         """Position ids of nodes: RoBERTa's offset, padding at the padding row."""
@@ -284,62 +309,15 @@ class GraphMertModel(GraphMertPreTrainedModel, RobertaModel):
         return torch.where(real, position + config.pad_token_id + 1, config.pad_token_id)
 
     def _decay_mask(self, shape, attention_mask, root_index, leaf_index):
-        """Decay and padding in one (B or 1, H, N, N) tensor."""
-        if attention_mask is not None and attention_mask.dim() != 2:
-            raise ValueError(
-                f"attention_mask has {attention_mask.dim()} dimensions, but with decay_mode={self.config.decay_mode!r} it "
-                "must be (batch, nodes)."
-            )
-        weight = self.embeddings.word_embeddings.weight
-        if root_index is None:
-            root_index = torch.arange(shape[1], device=weight.device)[None, :]
-            leaf_index = torch.full_like(root_index, -1)
-            # One table for the whole batch where nothing is padded; asking costs nothing on the CPU alone.
-            if attention_mask is not None and _values_at_hand(attention_mask) and bool(attention_mask.all()):
-                attention_mask = None
-        visible = None if attention_mask is None else attention_mask.to(torch.bool)[:, None, :]
-        return self.decay(graph_distance(root_index, leaf_index), visible, attention_dtype(weight))
-
-    def _check_graph(self, shape, root_index, leaf_index, relation_ids, head_start, head_length) -> None:
-        """Refuse graph inputs that the model would misread or crash on."""
-        config = self.config
-        if relation_ids is not None and self.hgat is not None and (head_start is None or head_length is None):
-            raise ValueError(
-                "relation_ids need head_start and head_length: the span of roots that each leaf hangs on."
-            )
-        given = {
-            "root_index": root_index,
-            "leaf_index": leaf_index,
-            "relation_ids": relation_ids,
-            "head_start": head_start,
-            "head_length": head_length,
-        }
-        for name, value in given.items():
-            if value is not None and value.shape != shape:
-                raise ValueError(f"{name} has shape {tuple(value.shape)}, but the input has {tuple(shape)}.")
-        limits = {
-            "root_index": (0, config.num_roots - 1, "num_roots"),
-            "leaf_index": (-1, config.leaves_per_root - 1, "leaves_per_root"),
-            "relation_ids": (-1, config.num_relations, "num_relations"),
-            "head_start": (0, config.num_roots - 1, "num_roots"),
-            "head_length": (0, config.num_roots, "num_roots"),
-        }
-        for name, (lowest, highest, field) in limits.items():
-            value = given[name]
-            if value is None or value.numel() == 0 or not _values_at_hand(value):
-                continue
-            found = torch.stack(value.aminmax()).tolist()
-            wrong = [number for number in found if not lowest <= number <= highest]
-            if wrong:
-                raise ValueError(
-                    f"{name} holds {wrong[-1]}, outside {lowest}..{highest}: the model has "
-                    f"{field} = {getattr(config, field)}."
-                )
+        return decay_mask(
+            self.decay, self.embeddings.word_embeddings.weight, shape, attention_mask, root_index, leaf_index
+        )
 
 
-def _values_at_hand(tensor: torch.Tensor) -> bool:
-    """Whether looking at values neither waits for a device nor breaks a compiled graph."""
-    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+@torch.compiler.disable
+def _made_here(inputs: dict[str, torch.Tensor | None], num_relations: int) -> dict[str, torch.Tensor]:
+    """`batch_indices`, outside of compiled graphs: its sizes depend on the data."""
+    return batch_indices({name: value for name, value in inputs.items() if value is not None}, num_relations)
 
 
 def _upcast(logits: torch.Tensor) -> torch.Tensor:
@@ -418,10 +396,11 @@ class GraphMertForSequenceClassification(GraphMertPreTrainedModel, RobertaForSeq
         relation_reversed: torch.LongTensor | None = None,
         head_start: torch.LongTensor | None = None,
         head_length: torch.LongTensor | None = None,
+        graph_ids: torch.LongTensor | None = None,
         labels: torch.Tensor | None = None,
         **kwargs,
     ) -> SequenceClassifierOutput | tuple:
-        """As `RobertaForSequenceClassification.forward`, with the graph inputs of `GraphMertModel.forward`."""
+        """As `RobertaForSequenceClassification.forward`, with the graph inputs of `GraphMertModel.forward`; labels (G,)."""
         return super().forward(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -435,6 +414,9 @@ class GraphMertForSequenceClassification(GraphMertPreTrainedModel, RobertaForSeq
             relation_reversed=relation_reversed,
             head_start=head_start,
             head_length=head_length,
+            graph_ids=graph_ids,
+            # The head reads each graph's first root.
+            unpacked=graph_ids is not None,
             **kwargs,
         )
 
@@ -482,6 +464,8 @@ class GraphMertForPreTraining(GraphMertPreTrainedModel):
         span_left: torch.LongTensor | None = None,
         span_right: torch.LongTensor | None = None,
         span_offset: torch.LongTensor | None = None,
+        graph_ids: torch.LongTensor | None = None,
+        indices: dict[str, torch.LongTensor] | None = None,
         sparse_prediction: bool = False,
         return_dict: bool | None = None,
         **kwargs,
@@ -491,7 +475,7 @@ class GraphMertForPreTraining(GraphMertPreTrainedModel):
         Args:
             labels: int64 (B, N), token ids to predict on roots (MLM) and leaves (MNM of tails), -100 elsewhere.
             relation_labels: int64 (B, N), relation ids on the first leaf of each masked triple, -100 elsewhere.
-            span_left, span_right: int64 (B, N), columns around a masked root's span (span-boundary objective).
+            span_left, span_right: int64 (B, N), columns of the row around a masked root's span (span-boundary objective).
             span_offset: int64 (B, N), 1-based place in the span, 0 where there is nothing to predict.
             sparse_prediction: run the LM head on labelled nodes only; `logits` is (M, V) in row-major order of
                 `labels != -100`.
@@ -518,6 +502,8 @@ class GraphMertForPreTraining(GraphMertPreTrainedModel):
             relation_reversed=relation_reversed,
             head_start=head_start,
             head_length=head_length,
+            graph_ids=graph_ids,
+            indices=indices,
             return_dict=True,
             **kwargs,
         )
@@ -528,7 +514,10 @@ class GraphMertForPreTraining(GraphMertPreTrainedModel):
             if attention_mask is not None:
                 is_leaf_BN = is_leaf_BN & attention_mask.to(torch.bool)
         relation_logits_BNC = self.relation_head(states_BND)
-        rows_M = None if labels is None else (labels != IGNORE_INDEX).flatten().nonzero().squeeze(1)
+        rows_M = None
+        if labels is not None:
+            known = indices is not None and "labelled_nodes" in indices
+            rows_M = indices["labelled_nodes"] if known else (labels != IGNORE_INDEX).flatten().nonzero().squeeze(1)
         if sparse_prediction:
             logits = self.lm_head(states_BND.flatten(0, 1).index_select(0, rows_M))
         else:
@@ -542,7 +531,9 @@ class GraphMertForPreTraining(GraphMertPreTrainedModel):
         output = GraphMertForPreTrainingOutput(
             **losses,
             logits=logits,
-            relation_logits=self._canonical_slots(relation_logits_BNC, root_index, leaf_index, is_leaf_BN),
+            relation_logits=self._canonical_slots(
+                relation_logits_BNC, root_index, leaf_index, is_leaf_BN, graph_ids, indices
+            ),
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
@@ -573,7 +564,7 @@ class GraphMertForPreTraining(GraphMertPreTrainedModel):
             if labels is not None:
                 if any(span is None for span in spans):
                     raise ValueError("span_boundary=True needs span_left, span_right and span_offset beside labels.")
-                losses["sbo_loss"] = zero + self._span_boundary_loss(states_BND, labels, *spans)
+                losses["sbo_loss"] = zero + self._span_boundary_loss(states_BND, labels, rows_M, *spans)
             text_loss = mlm_loss + losses["sbo_loss"]
         choices = {"relation": relation_loss, "tail": tail_loss, "both": (relation_loss + tail_loss) / 2}
         mnm_loss = choices[config.mnm_target]
@@ -581,37 +572,45 @@ class GraphMertForPreTraining(GraphMertPreTrainedModel):
         losses["loss"] = config.mlm_weight * text_loss + config.mnm_weight * mnm_loss
         return losses
 
-    def _canonical_slots(self, logits_BNC, root_index, leaf_index, is_leaf_BN):
-        """Logits of leaves at their canonical slots, (B, R, L, C); nodes of either layout know where they belong."""
+    def _canonical_slots(self, logits_BNC, root_index, leaf_index, is_leaf_BN, graph_ids, indices):
+        """Logits of leaves at their canonical slots, (G, R, L, C); nodes of any layout know where they belong."""
         num_roots, num_leaves = self.config.num_roots, self.config.leaves_per_root
-        num_batch, _, num_relations = logits_BNC.shape
+        num_graphs, num_relations, device = logits_BNC.shape[0], logits_BNC.shape[-1], logits_BNC.device
+        graph_BN = torch.arange(num_graphs, device=device)[:, None]
+        if graph_ids is not None:
+            # Counting the graphs waits for the device; who gave indices has counted them.
+            num_graphs = int(graph_ids.max()) + 1 if indices is None else indices["graph_nodes"].shape[0]
+            graph_BN = graph_ids
         # The last slot takes what is no leaf, and is cut off.
-        slots = logits_BNC.new_zeros(num_batch, num_roots * num_leaves + 1, num_relations)
+        num_slots = num_graphs * num_roots * num_leaves
+        slots = logits_BNC.new_zeros(num_slots + 1, num_relations)
         if leaf_index is not None:
-            slot_BN = torch.where(is_leaf_BN, root_index * num_leaves + leaf_index, num_roots * num_leaves)
-            slots = slots.scatter(1, slot_BN[:, :, None].expand_as(logits_BNC), logits_BNC)
-        return slots[:, :-1].reshape(num_batch, num_roots, num_leaves, num_relations)
+            slot_BN = (graph_BN * num_roots + root_index) * num_leaves + leaf_index
+            slot_BN = torch.where(is_leaf_BN, slot_BN, num_slots)
+            slots = slots.scatter(0, slot_BN.view(-1, 1).expand(-1, num_relations), logits_BNC.flatten(0, 1))
+        return slots[:-1].view(num_graphs, num_roots, num_leaves, num_relations)
 
-    def _span_boundary_loss(self, states_BND, labels, span_left, span_right, span_offset):
+    def _span_boundary_loss(self, states_BND, labels, rows_M, span_left, span_right, span_offset):
         """Mean loss of predicting masked roots from the ends of their spans (SpanBERT sec. 2.2)."""
-        rows_M = ((span_offset > 0) & (labels != IGNORE_INDEX)).flatten().nonzero().squeeze(1)
-        states = states_BND.flatten(0, 1)
+        states, offset_M = states_BND.flatten(0, 1), span_offset.flatten()[rows_M]
+        # Labels on leaves have no span; they are computed along, and left out of the mean.
+        has_span_M = offset_M > 0
         first_column_M = rows_M // states_BND.shape[1] * states_BND.shape[1]
+        left_M, right_M = (span.flatten()[rows_M].clamp(min=0) + first_column_M for span in (span_left, span_right))
         predicted_MD = self.span_boundary_head(
-            states.index_select(0, first_column_M + span_left.flatten()[rows_M]),
-            states.index_select(0, first_column_M + span_right.flatten()[rows_M]),
-            span_offset.flatten()[rows_M].clamp(max=self.config.span_boundary_length),
+            states.index_select(0, left_M),
+            states.index_select(0, right_M),
+            offset_M.clamp(min=1, max=self.config.span_boundary_length),
         )
-        labels_M = labels.flatten()[rows_M]
-        losses_M = F.cross_entropy(_upcast(self.lm_head.decoder(predicted_MD)), labels_M, reduction="none")
-        return _masked_mean(losses_M, torch.ones_like(labels_M, dtype=torch.bool))
+        logits_MV = _upcast(self.lm_head.decoder(predicted_MD))
+        return _masked_mean(F.cross_entropy(logits_MV, labels.flatten()[rows_M], reduction="none"), has_span_M)
 
     def _check_labels(self, labels, relation_labels) -> None:
         for name, value, size in (
             ("labels", labels, self.config.vocab_size),
             ("relation_labels", relation_labels, self.config.num_relations),
         ):
-            if value is None or value.numel() == 0 or not _values_at_hand(value):
+            if value is None or value.numel() == 0 or not values_at_hand(value):
                 continue
             found = torch.stack(value.masked_fill(value == IGNORE_INDEX, 0).aminmax()).tolist()
             wrong = [number for number in found if not 0 <= number < size]

@@ -3,7 +3,8 @@
 Every figure of a data set is a ratio of sums over its examples. The sums are kept for each example, so that processes
 can drop the examples that were added to even out their last batch.
 
-Shape legend: B batch, N nodes, R roots, L leaf slots, C relations, V vocabulary, T labelled nodes, S columns of sums.
+Shape legend: B rows, N nodes, G examples (B unless rows are packed), R roots, L leaf slots, C relations, V vocabulary,
+T labelled nodes, S columns of sums.
 """
 
 import numpy as np
@@ -47,14 +48,28 @@ def node_relation_logits(relation_logits: torch.Tensor, inputs: dict[str, torch.
     """Relation logits of each node from the canonical layout.
 
     Args:
-        relation_logits: (B, R, L, C).
-        inputs: batch with `root_index` and `leaf_index` (B, N).
+        relation_logits: (G, R, L, C).
+        inputs: batch with `root_index` and `leaf_index` (B, N), and `graph_ids` where rows are packed.
 
     Returns:
         (B, N, C); at nodes that are no leaves, those of their root's first slot.
     """
-    rows = torch.arange(len(relation_logits), device=relation_logits.device)[:, None]
-    return relation_logits[rows, inputs["root_index"], inputs["leaf_index"].clamp(min=0)]
+    graphs = graph_of_node(inputs).clamp(min=0)
+    return relation_logits[graphs, inputs["root_index"], inputs["leaf_index"].clamp(min=0)]
+
+
+def graph_of_node(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The number of each node's example in the batch: (B, N) or, where rows are examples, (B, 1)."""
+    if "graph_ids" in inputs:
+        return inputs["graph_ids"]
+    return torch.arange(len(inputs["root_index"]), device=inputs["root_index"].device)[:, None]
+
+
+def num_examples(inputs: dict[str, torch.Tensor]) -> int:
+    """G: the examples of a batch, one for each row unless rows are packed."""
+    if "graph_ids" not in inputs:
+        return len(inputs["root_index"])
+    return inputs["indices"]["graph_nodes"].shape[0]
 
 
 def example_sums(
@@ -68,20 +83,22 @@ def example_sums(
 
     Args:
         logits: (T, V), predictions for the labelled nodes in row-major order.
-        relation_logits: (B, R, L, C).
+        relation_logits: (G, R, L, C).
         inputs: the collator's batch; with `DIAGNOSTIC_INPUTS`, the figures are also split by them.
         num_relations: C.
         with_losses: leave the loss columns 0 where only counts are wanted.
 
     Returns:
-        float32 (B, S), columns as in `COLUMNS` and `num_columns`.
+        float32 (G, S), columns as in `COLUMNS` and `num_columns`.
     """
     labels, relation_labels = inputs["labels"], inputs["relation_labels"]
-    batch_size, num_nodes = labels.shape
-    sums = torch.zeros(batch_size, num_columns(num_relations), device=labels.device)
+    sums = torch.zeros(num_examples(inputs), num_columns(num_relations), device=labels.device)
+    # Padding has no labels; it may count as part of the first example.
+    graph = graph_of_node(inputs).expand_as(labels).clamp(min=0).flatten()
 
     if logits is not None and len(logits):
-        position = labelled_positions(labels, len(logits))
+        known = inputs.get("indices", {}).get("labelled_nodes")
+        position = labelled_positions(labels, len(logits)) if known is None else known
         target = labels.flatten()[position]
         loss = F.cross_entropy(logits.float(), target, reduction="none") if with_losses else torch.zeros_like(target)
         values = torch.stack(
@@ -91,7 +108,7 @@ def example_sums(
         kinds = [~is_leaf, _flag(inputs, "label_in_leaf", position) & ~is_leaf]
         kinds += [is_leaf, _flag(inputs, "leaf_in_window", position) & is_leaf]
         columns = torch.cat([values * kind[:, None] for kind in kinds], dim=1)
-        sums[:, : columns.shape[1]].index_add_(0, position // num_nodes, columns)
+        sums[:, : columns.shape[1]].index_add_(0, graph[position], columns)
 
     # Without leaf slots there is no relation to predict.
     if relation_logits is not None and relation_logits.shape[2]:
@@ -101,14 +118,15 @@ def example_sums(
         visible = inputs["leaf_in_window"] > 0 if "leaf_in_window" in inputs else torch.zeros_like(has_label)
         cell = (visible * num_relations + target) * num_relations + logits_BNC.argmax(-1)
         # Unlabelled nodes fall into one more cell, which is cut off.
-        cell = torch.where(has_label, cell, 2 * num_relations**2)
-        confusion = torch.zeros(batch_size, 2 * num_relations**2 + 1, device=labels.device)
-        confusion.scatter_add_(1, cell, torch.ones_like(cell, dtype=confusion.dtype))
+        cell = torch.where(has_label, cell, 2 * num_relations**2).flatten()
+        confusion = torch.zeros(len(sums), 2 * num_relations**2 + 1, device=labels.device)
+        cell = graph * confusion.shape[1] + cell
+        confusion.view(-1).index_add_(0, cell, torch.ones_like(cell, dtype=confusion.dtype))
         sums[:, len(COLUMNS) :] = confusion[:, :-1]
         if with_losses:
-            loss = F.cross_entropy(logits_BNC.flatten(0, 1), target.flatten(), reduction="none").view_as(target)
-            sums[:, COLUMNS.index("relation_loss")] = (loss * has_label).sum(1)
-            sums[:, COLUMNS.index("relation_visible_loss")] = (loss * (has_label & visible)).sum(1)
+            loss = F.cross_entropy(logits_BNC.flatten(0, 1), target.flatten(), reduction="none")
+            for name, counted in (("relation_loss", has_label), ("relation_visible_loss", has_label & visible)):
+                sums[:, COLUMNS.index(name)].index_add_(0, graph, loss * counted.flatten())
     return sums
 
 

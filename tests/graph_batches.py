@@ -1,4 +1,4 @@
-"""Batches of leafy chain graphs in both layouts, written down slowly; the real collator has its own tests."""
+"""Batches of leafy chain graphs in all layouts, written down slowly; the real collator has its own tests."""
 
 import random
 from dataclasses import dataclass, field
@@ -129,6 +129,20 @@ def padded_batch(graphs: list[Graph], num_roots: int, leaves_per_root: int) -> d
             row[num_roots + leaves_per_root * node["root_index"] + node["leaf_index"]] = node
         rows.append(row)
     return _to_tensors(rows)
+
+
+def packed_batch(
+    graphs: list[Graph], row_of_graph: list[int] | None = None, padding: int = 0
+) -> dict[str, torch.Tensor]:
+    """Many graphs in a row: those of `row_of_graph` one after the other, `padding` nodes after the longest row."""
+    row_of_graph = row_of_graph or [0] * len(graphs)
+    rows = [[] for _ in range(max(row_of_graph) + 1)]
+    for number, (graph, row) in enumerate(zip(graphs, row_of_graph, strict=True)):
+        leaves = sorted(_leaf_nodes(graph), key=lambda node: (node["root_index"], node["leaf_index"]))
+        rows[row] += [{**node, "graph_ids": number} for node in _root_nodes(graph) + leaves]
+    longest = max(len(row) for row in rows) + padding
+    rows = [row + [{**_empty(), "graph_ids": -1}] * (longest - len(row)) for row in rows]
+    return {name: torch.tensor([[node[name] for node in row] for row in rows]) for name in (*FIELDS, "graph_ids")}
 
 
 def random_graph(

@@ -5,10 +5,11 @@ import random
 import naive
 import pytest
 import torch
-from graph_batches import Anchor, Graph, compact_batch, padded_batch
+from graph_batches import Anchor, Graph, compact_batch, packed_batch, padded_batch
 from tiny_model import LEAVES, NUM_ROOTS, RELATIONS, batch, graphs, inputs_of, randomize, tiny_config, tiny_model
 
-from graphmert.graph_layers_graphmert import HierarchicalGraphAttention, grouped_linear, head_columns
+from graphmert.batch_indices_graphmert import batch_indices
+from graphmert.graph_layers_graphmert import HierarchicalGraphAttention, grouped_linear
 from graphmert.modeling_graphmert import GraphMertForPreTraining, GraphMertModel
 
 HIDDEN = 6
@@ -18,30 +19,37 @@ def _layer(slope: float = 0.2) -> HierarchicalGraphAttention:
     return randomize(HierarchicalGraphAttention(HIDDEN, RELATIONS, 0.0, slope).double(), seed=3).eval()
 
 
-def _apply(layer, words, graph_batch, num_roots=NUM_ROOTS):
-    real = graph_batch["attention_mask"].bool()
-    is_leaf, is_root = (graph_batch["leaf_index"] >= 0) & real, (graph_batch["leaf_index"] < 0) & real
-    head_mask = head_columns(
-        graph_batch["root_index"], is_root, graph_batch["head_start"], graph_batch["head_length"], num_roots
-    )
-    relation_ids = torch.where(is_leaf, graph_batch["relation_ids"], -1)
-    return layer(words, relation_ids, graph_batch["relation_reversed"], head_mask)
+def _apply(layer, words, graph_batch):
+    indices = batch_indices(graph_batch, RELATIONS)
+    places = (indices[name] for name in ("leaf_nodes", "leaf_grid", "head_pairs"))
+    return layer(words, graph_batch["relation_reversed"], *places)
 
 
-@pytest.mark.parametrize("layout", ["compact", "padded"])
+@pytest.mark.parametrize("layout", ["compact", "padded", "packed"])
 @pytest.mark.parametrize("sizes", [(1,), (NUM_ROOTS, 1, 4)])
 @pytest.mark.parametrize("slope", [0.2, 0.0])
 def test_values_and_gradients_equal_the_loops(sizes, layout, slope):
     layer = _layer(slope)
     examples = graphs(seed=5, sizes=sizes)
     graph_batch = compact_batch(examples) if layout == "compact" else padded_batch(examples, NUM_ROOTS, LEAVES)
+    if layout == "packed":
+        graph_batch = packed_batch(examples)
     torch.manual_seed(0)
     words = torch.randn(*graph_batch["input_ids"].shape, HIDDEN, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(words.shape, dtype=torch.float64)
     wanted = [words, layer.weight, layer.direction_gain, layer.attention]
 
     output = _apply(layer, words, graph_batch)
-    expected = naive.hgat(words, graph_batch, layer.weight, layer.direction_gain, layer.attention, slope, NUM_ROOTS)
+    if layout == "packed":
+        # The reference knows rows of one graph.
+        rows = [words[0, graph_batch["graph_ids"][0] == number][None] for number in range(len(sizes))]
+        parameters = (layer.weight, layer.direction_gain, layer.attention, slope, NUM_ROOTS)
+        parts = [naive.hgat(row, compact_batch([x]), *parameters) for row, x in zip(rows, examples, strict=True)]
+        expected = torch.cat(parts, dim=1)
+    else:
+        expected = naive.hgat(
+            words, graph_batch, layer.weight, layer.direction_gain, layer.attention, slope, NUM_ROOTS
+        )
     torch.testing.assert_close(output, expected, rtol=1e-10, atol=1e-12)
     assert not torch.equal(output, words)
     gradients = torch.autograd.grad((output * weight).sum(), wanted)
@@ -59,12 +67,11 @@ def test_one_triple_worked_by_hand():
         layer.weight[0] = 2 * torch.eye(2)
         layer.attention[0, 0] = torch.tensor([1.0, 0.0, 0.0, 1.0])
     words = torch.tensor([[[1.0, 0.0], [0.0, 3.0], [-4.0, 0.5]]], dtype=torch.float64)
-    relation_ids, reverse = torch.tensor([[-1, -1, 0]]), torch.zeros(1, 3, dtype=torch.long)
-    head_mask = torch.tensor([[[False, False], [False, False], [True, True]]])
+    leaf_nodes, leaf_grid, head_pairs = torch.tensor([2]), torch.tensor([[0], [1]]), torch.tensor([[0, 0], [0, 1]])
     # e_j = LeakyReLU(2 t_0 + 2 h_j1): LeakyReLU(-8 + 0) = -1.6 and LeakyReLU(-8 + 6) = -0.4.
     alpha = torch.softmax(torch.tensor([-1.6, -0.4], dtype=torch.float64), 0)
     expected = words[0, 2] + 2 * (alpha[0] * words[0, 0] + alpha[1] * words[0, 1])
-    output = layer(words, relation_ids, reverse, head_mask)
+    output = layer(words, torch.zeros(1, 3, dtype=torch.long), leaf_nodes, leaf_grid, head_pairs)
     torch.testing.assert_close(output[0, 2], expected)
     assert torch.equal(output[0, :2], words[0, :2])
 
@@ -160,11 +167,13 @@ def test_relation_dropout_acts_on_matrices_and_attention_vectors():
     """Dropped entries get no gradient: about as many as the probability says, none of them in evaluation."""
     layer = randomize(HierarchicalGraphAttention(64, 1, 0.4, 0.2).double(), seed=3)
     words = torch.randn(1, 8, 64, dtype=torch.float64)
-    relation_ids, reverse = torch.tensor([[-1] * 4 + [0] * 4]), torch.zeros(1, 8, dtype=torch.long)
-    head_mask = torch.tensor([[[False] * 4] * 4 + [[True] * 4] * 4])
+    # Four leaves, each on the four roots before them.
+    reverse, leaf_nodes = torch.zeros(1, 8, dtype=torch.long), torch.arange(4, 8)
+    leaf_grid = torch.tensor([[0, 1, 2, 3], [4] * 4])
+    head_pairs = torch.cartesian_prod(torch.arange(4), torch.arange(4)).t()
     for training in (True, False):
         layer.train(training).zero_grad()
-        layer(words, relation_ids, reverse, head_mask).square().sum().backward()
+        layer(words, reverse, leaf_nodes, leaf_grid, head_pairs).square().sum().backward()
         for gradient in (layer.weight.grad[0], layer.attention.grad[0, 0]):
             dropped = (gradient == 0).double().mean().item()
             assert 0.25 < dropped < 0.55 if training else dropped == 0
@@ -178,6 +187,21 @@ def test_relations_count_on_leaves_only():
     other["relation_ids"][no_leaf], other["head_length"][no_leaf] = 1, 2
     with torch.no_grad():
         assert torch.equal(model(**inputs).last_hidden_state, model(**other).last_hidden_state)
+
+
+def test_one_product_for_all_relations_is_the_same():
+    """What devices compute, where sizes are not at hand, against what the CPU computes."""
+    layer, graph_batch = _layer(), batch(seed=7)
+    words = torch.randn(*graph_batch["input_ids"].shape, HIDDEN, dtype=torch.float64, requires_grad=True)
+    wanted = [words, layer.weight, layer.direction_gain, layer.attention]
+    results = []
+    for compiling in (False, True):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch.compiler, "is_compiling", lambda value=compiling: value)
+            output = _apply(layer, words, graph_batch)
+        results.append([output, *torch.autograd.grad(output.square().sum(), wanted)])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
 
 
 def test_grouped_linear_with_empty_groups():
