@@ -197,6 +197,12 @@ class GraphMertCollator:
         twin.statistics = Counter()
         return twin
 
+    def as_compact(self) -> "GraphMertCollator":
+        """A copy with the same masks in the compact layout, tensors (B, N) only; it counts into the same statistics."""
+        twin = copy.copy(self)
+        twin.layout, twin.max_nodes_per_row, twin.with_indices = "compact", None, False
+        return twin
+
     def __call__(self, examples: list[dict]) -> dict[str, torch.Tensor | dict[str, torch.Tensor]]:
         sizes = np.array([len(example["input_ids"]) for example in examples])
         if sizes.max() > self.num_roots:

@@ -36,7 +36,8 @@ def graph_distance(root_index: torch.Tensor, leaf_index: torch.Tensor) -> torch.
 def attention_dtype(tensor: torch.Tensor) -> torch.dtype:
     """The dtype that queries will have: the tensor's own, or autocast's."""
     device_type = tensor.device.type
-    if tensor.dtype != torch.float64 and torch.is_autocast_enabled(device_type):
+    known = torch.amp.is_autocast_available(device_type)
+    if known and tensor.dtype != torch.float64 and torch.is_autocast_enabled(device_type):
         return torch.get_autocast_dtype(device_type)
     return tensor.dtype
 

@@ -47,6 +47,13 @@ class ModelArguments:
         default=0.02, metadata={"help": "Standard deviation of hgat_init 'normal', factor of 'identity'."}
     )
     dropout: float = field(default=0.1, metadata={"help": "Dropout on hidden states and attention weights."})
+    attention_dropout: float | None = field(
+        default=None,
+        metadata={
+            "help": "Dropout on attention weights, if another than that of hidden states. flex_attention has none: on CUDA "
+            "0 makes it the default backend."
+        },
+    )
     decay_mode: str = field(
         default="bias",
         metadata={"help": "How attention decays with graph distance.", "choices": ["bias", "multiplicative", "none"]},
@@ -65,7 +72,11 @@ class ModelArguments:
     mnm_weight: float = field(default=0.4, metadata={"help": "Weight of the masked-node-modelling loss."})
     span_boundary: bool = field(default=False, metadata={"help": "Add SpanBERT's span-boundary objective."})
     attn_implementation: str | None = field(
-        default=None, metadata={"help": "Attention backend, for instance eager or sdpa. Left out: the model's choice."}
+        default=None,
+        metadata={
+            "help": "Attention backend: eager, sdpa or flex_attention. Left out: flex_attention on CUDA where attention "
+            "dropout is 0, else sdpa."
+        },
     )
 
 
@@ -113,7 +124,20 @@ class DataArguments:
     )
     layout: str = field(
         default="compact",
-        metadata={"help": "Nodes of a batch: only those that exist, or all slots.", "choices": ["compact", "padded"]},
+        metadata={
+            "help": "Rows of a batch: each window's nodes (compact), many windows in a row without padding (packed), or all "
+            "slots (padded).",
+            "choices": ["compact", "packed", "padded"],
+        },
+    )
+    max_nodes_per_row: int | None = field(
+        default=None,
+        metadata={
+            "help": "With layout packed: rows of exactly so many nodes, so that shapes repeat. Left out: one row."
+        },
+    )
+    pad_to_multiple_of: int | None = field(
+        default=None, metadata={"help": "With layout compact or packed: pad rows to a multiple of so many nodes."}
     )
     mlm_probability: float = field(default=0.15, metadata={"help": "Share of a window's tokens that are masked."})
     mnm_probability: float = field(default=0.15, metadata={"help": "Share of a window's facts that are masked."})

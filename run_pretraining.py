@@ -20,6 +20,7 @@ import torch
 from transformers import AutoTokenizer, PrinterCallback, ProgressCallback, set_seed
 from transformers.utils import logging as hf_logging
 
+from graphmert.attention_graphmert import preferred_attention
 from graphmert.checkpoint_files import newest_complete_checkpoint, why_incomplete
 from graphmert.collator import GraphMertCollator
 from graphmert.pretraining_arguments import (
@@ -94,6 +95,8 @@ def main(argv: list[str] | None = None) -> int:
         train_windows, eval_windows, tokenizer, manifest = open_dataset(model_args, data_args, args)
         set_seed(args.seed)
         model = build_model(model_args, tokenizer, manifest, verbose=args.process_index == 0, seed=args.seed)
+        if model_args.attn_implementation is None:
+            choose_attention_backend(model, args.device)
         if checkpoint is not None:
             check_same_model(checkpoint, model.config)
         trainer = build_trainer(model, model_args, data_args, args, tokenizer, train_windows, eval_windows)
@@ -288,7 +291,9 @@ def build_model(model_args: ModelArguments, tokenizer, manifest: dict, verbose: 
         "hgat_init": model_args.hgat_init,
         "hgat_init_scale": model_args.hgat_init_scale,
         "hidden_dropout_prob": model_args.dropout,
-        "attention_probs_dropout_prob": model_args.dropout,
+        "attention_probs_dropout_prob": model_args.dropout
+        if model_args.attention_dropout is None
+        else model_args.attention_dropout,
         "decay_mode": None if model_args.decay_mode == "none" else model_args.decay_mode,
         "decay_base": model_args.decay_base,
         "decay_offset_init": model_args.decay_offset_init,
@@ -324,6 +329,14 @@ def build_model(model_args: ModelArguments, tokenizer, manifest: dict, verbose: 
     if model_args.attn_implementation is not None:
         model.set_attn_implementation(model_args.attn_implementation)
     return model
+
+
+def choose_attention_backend(model, device) -> None:
+    """Set the backend that suits the device, for a run that asked for none."""
+    config = model.config
+    model.set_attn_implementation(
+        preferred_attention(device.type, config.attention_probs_dropout_prob, config.decay_mode)
+    )
 
 
 def check_same_vocabulary(base_model: str, tokenizer) -> None:
@@ -421,6 +434,10 @@ def build_trainer(model, model_args, data_args, args, tokenizer, train_windows, 
         "leaves_per_root": model_args.leaves_per_root,
         "num_relations": model.config.num_relations,
         "layout": data_args.layout,
+        "max_nodes_per_row": data_args.max_nodes_per_row,
+        "pad_to_multiple_of": data_args.pad_to_multiple_of,
+        # Elsewhere the model would wait for the device to count.
+        "with_indices": args.device.type != "cpu" or args.torch_compile,
         "mlm_probability": data_args.mlm_probability,
         "mnm_probability": data_args.mnm_probability,
         "mnm_target": model_args.mnm_target,
@@ -466,6 +483,11 @@ def describe_run(say, trainer: GraphMertTrainer, model, train_windows, eval_wind
     say(
         f"optimizer steps     {steps:>12,}   of {batch * args.gradient_accumulation_steps} windows on {args.world_size} "
         f"device(s), warm-up {args.get_warmup_steps(steps):,}, {'bfloat16' if args.bf16 else 'float32'}"
+    )
+    config = model.config
+    say(
+        f"layout              {trainer.data_collator.layout:>12}   attention: {config._attn_implementation}, dropout on its "
+        f"weights {config.attention_probs_dropout_prob:g}"
     )
 
 

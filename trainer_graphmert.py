@@ -81,6 +81,16 @@ class GraphMertTrainingArguments(TrainingArguments):
     logging_nan_inf_filter: bool = field(
         default=False, metadata={"help": "Hide NaN losses in the logs. Off: training stops at the first one anyway."}
     )
+    dataloader_num_workers: int | None = field(
+        default=None,
+        metadata={"help": "Processes that prepare batches. Left out: 2 for each accelerator, none on the CPU."},
+    )
+    dataloader_persistent_workers: bool | None = field(
+        default=None, metadata={"help": "Keep them from epoch to epoch. Left out: yes, where there are any."}
+    )
+    dataloader_prefetch_factor: int | None = field(
+        default=None, metadata={"help": "Batches that each of them keeps ready. Left out: 4, where there are any."}
+    )
     remove_unused_columns: bool = field(
         default=False, metadata={"help": "Must stay off: the collator needs all columns."}
     )
@@ -109,11 +119,37 @@ class GraphMertTrainingArguments(TrainingArguments):
             self.bf16 = (
                 not self.use_cpu and not self.fp16 and torch.cuda.is_available() and is_torch_bf16_gpu_available()
             )
-        if self.use_cpu or not torch.accelerator.is_available():
+        on_cpu = self.use_cpu or not torch.accelerator.is_available()
+        if on_cpu:
             self.dataloader_pin_memory = False
+        if self.dataloader_num_workers is None:
+            self.dataloader_num_workers = 0 if on_cpu else 2
+        if self.dataloader_persistent_workers is None:
+            self.dataloader_persistent_workers = self.dataloader_num_workers > 0
+        if self.dataloader_prefetch_factor is None and self.dataloader_num_workers > 0:
+            self.dataloader_prefetch_factor = 4
+        if self.accelerator_config is None and self.dataloader_pin_memory:
+            # Otherwise the copy of every batch to the device waits for all that runs there.
+            self.accelerator_config = {"non_blocking": True}
         if self.data_seed is None:
             self.data_seed = self.seed
         super().__post_init__()
+
+
+def mark_dynamic_sizes(inputs: dict) -> None:
+    """Tell the compiler which sizes of a batch change from step to step, so that it compiles once and not for each size.
+
+    Args:
+        inputs: the collator's batch, with `indices`; changed in place only in what the compiler knows of its tensors.
+    """
+    for name, value in inputs.items():
+        if name == "indices":
+            mark_dynamic_sizes(value)
+        elif isinstance(value, torch.Tensor):
+            for dimension in range(value.ndim):
+                # The relations and the two rows of pairs are as many in every batch.
+                if not (dimension == 0 and name in ("leaf_grid", "head_pairs")):
+                    torch._dynamo.maybe_mark_dynamic(value, dimension)
 
 
 class EpochSampler(Sampler):
@@ -331,9 +367,10 @@ class GraphMertTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def _forward(self, model, inputs):
-        return model(
-            **{name: value for name, value in inputs.items() if name not in DIAGNOSTIC_INPUTS}, sparse_prediction=True
-        )
+        inputs = {name: value for name, value in inputs.items() if name not in DIAGNOSTIC_INPUTS}
+        if self.args.torch_compile:
+            mark_dynamic_sizes(inputs)
+        return model(**inputs, sparse_prediction=True)
 
     def _example_sums(self, outputs, inputs, with_losses: bool) -> torch.Tensor:
         return example_sums(outputs.logits, outputs.relation_logits, inputs, self._config.num_relations, with_losses)

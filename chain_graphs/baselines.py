@@ -31,7 +31,7 @@ RELATION_BASELINES: dict[str, tuple[tuple[str, ...], ...]] = {
 def _batches(windows: WindowDataset, collator, batch_size: int, description: str) -> Iterator[dict[str, np.ndarray]]:
     for start in tqdm(range(0, len(windows), batch_size), desc=description, leave=False, disable=None):
         examples = [windows[i] for i in range(start, min(start + batch_size, len(windows)))]
-        yield {name: tensor.numpy() for name, tensor in collator(examples).items()}
+        yield {name: tensor.numpy() for name, tensor in collator.as_compact()(examples).items()}
 
 
 def _facts_of(
