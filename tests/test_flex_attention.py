@@ -36,7 +36,7 @@ def test_distances_of_all_pairs():
 
 def test_scores_are_the_decay_of_the_equation():
     """score_mod in float64 for all pairs and heads, against the equation."""
-    inputs, model = _packed(), tiny_model(GraphMertModel)
+    inputs, model = packed_batch(graphs(sizes=(3, 2))), tiny_model(GraphMertModel)
     attention = FlexAttention(inputs["graph_ids"], inputs["root_index"], inputs["leaf_index"], model.decay)
     num_rows, num_nodes = inputs["graph_ids"].shape
     zero, heads = torch.zeros((), dtype=torch.float64), range(4)
