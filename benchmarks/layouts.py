@@ -16,6 +16,7 @@ from ..chain_graphs import WindowDataset, load_chain_graphs
 from ..collator import GraphMertCollator
 from ..configuration_graphmert import GraphMertConfig
 from ..modeling_graphmert import GraphMertForPreTraining
+from ..trainer_graphmert import EpochSampler
 from .record import text_table, write_record
 
 # Name: layout, attention backend, whether windows of similar length come together.
@@ -47,6 +48,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         default="wall",
         help="cpu: processor time, for one thread on a machine that others use too",
     )
+    parser.add_argument(
+        "--collator-only", action="store_true", help="padding and the collator's speed, no training steps"
+    )
     parser.add_argument("--record", help="directory for the record")
     args = parser.parse_args(argv)
     if args.rounds < 1 or args.batch_size < 1 or args.layers < 1:
@@ -64,7 +68,8 @@ def batches(windows: WindowDataset, tokenizer, arm: str, args: argparse.Namespac
     layout, _, grouped = ARMS[arm]
     first, rest = chosen[: args.batch_size], chosen[args.batch_size :]
     if grouped:
-        rest = rest[np.argsort(-windows.lengths[rest], kind="stable")]
+        # As `train_sampling_strategy="group_by_length"` does with eight batches in an optimizer step.
+        rest = rest[list(EpochSampler(len(rest), args.seed, windows.lengths[rest], 8 * args.batch_size))]
     collator = GraphMertCollator(tokenizer, layout=layout)
     parts = np.split(np.concatenate([first, rest]), args.rounds + 1)
     return [collator([windows[int(i)] for i in part]) for part in parts]
@@ -94,21 +99,8 @@ def measure(args: argparse.Namespace) -> dict[str, dict]:
     splits, _, tokenizer = load_chain_graphs(args.dataset)
     windows = WindowDataset(splits["train"], tokenizer, max_windows=args.batch_size * (args.rounds + 1))
     torch.set_num_threads(args.threads)
-    torch.manual_seed(0)
-    config = GraphMertConfig(
-        num_hidden_layers=args.layers,
-        hidden_dropout_prob=args.dropout,
-        attention_probs_dropout_prob=args.attention_dropout,
-    )
-    model = GraphMertForPreTraining(config).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
-    now = time.perf_counter if args.clock == "wall" else time.process_time
     data = {arm: batches(windows, tokenizer, arm, args) for arm in args.arms}
-    times: dict[str, list[float]] = {arm: [] for arm in args.arms}
-    for number in range(args.rounds + 1):
-        for arm in args.arms:
-            model.set_attn_implementation(ARMS[arm][1])
-            times[arm].append(step_time(model, optimizer, data[arm][number], now))
+    times = {arm: [] for arm in args.arms} if args.collator_only else training_times(data, args)
     result = {}
     for arm in args.arms:
         computed = sum(batch["input_ids"].numel() for batch in data[arm][1:])
@@ -119,6 +111,25 @@ def measure(args: argparse.Namespace) -> dict[str, dict]:
     return result
 
 
+def training_times(data: dict[str, list[dict]], args: argparse.Namespace) -> dict[str, list[float]]:
+    """Seconds of each step, by arm, the arms taking turns."""
+    torch.manual_seed(0)
+    config = GraphMertConfig(
+        num_hidden_layers=args.layers,
+        hidden_dropout_prob=args.dropout,
+        attention_probs_dropout_prob=args.attention_dropout,
+    )
+    model = GraphMertForPreTraining(config).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
+    now = time.perf_counter if args.clock == "wall" else time.process_time
+    times: dict[str, list[float]] = {arm: [] for arm in args.arms}
+    for number in range(args.rounds + 1):
+        for arm in args.arms:
+            model.set_attn_implementation(ARMS[arm][1])
+            times[arm].append(step_time(model, optimizer, data[arm][number], now))
+    return times
+
+
 def table(result: dict[str, dict]) -> str:
     base = sum(result[BASELINE]["step_times_s"])
     rows = []
@@ -126,7 +137,8 @@ def table(result: dict[str, dict]) -> str:
         times = figures["step_times_s"]
         padding = 1 - figures["nodes"] / figures["positions"]
         collated = round(figures["collator_windows_per_cpu_second"])
-        rows.append([arm, statistics.median(times), padding, base / sum(times), collated])
+        measured = [statistics.median(times), base / sum(times)] if times else [None, None]
+        rows.append([arm, measured[0], padding, measured[1], collated])
     return text_table(["layout", "median step, s", "padding", f"speed / {BASELINE}", "collator, windows/s"], rows)
 
 
@@ -144,12 +156,19 @@ def main(argv: list[str] | None = None) -> int:
         figures = {"options": options, "torch": torch.__version__, "arms": result}
         shown = [f"--{name.replace('_', '-')} {value}" for name, value in options.items() if name != "arms"]
         arms = " ".join(f"'{arm}'" for arm in args.arms)
+        shown = [text for text in shown if "collator" not in text] + ["--collator-only"] * args.collator_only
         command = f"python -m graphmert.benchmarks.layouts --dataset DIR --arms {arms} {' '.join(shown)}"
         notes = (
-            "Steps of forward, backward and AdamW on the same windows in every arm; the arms take turns on each batch. "
-            "Speed is examples per second over all rounds, as a ratio to the compact layout in the same run."
+            "Padding is the share of positions without a node. The collator's speed is per second of processor time of one "
+            "thread, reading of the windows included; packed batches come with their indices."
         )
-        write_record(args.record, "Node layouts: training steps", command, figures, text, notes)
+        if not args.collator_only:
+            notes = (
+                "Steps of forward, backward and AdamW on the same windows in every arm; the arms take turns on each batch. "
+                "Speed is examples per second over all rounds, as a ratio to the compact layout in the same run. "
+            ) + notes
+        what = "padding and the collator's speed" if args.collator_only else "training steps"
+        write_record(args.record, f"Node layouts: {what}", command, figures, text, notes)
     return 0
 
 
