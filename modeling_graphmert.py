@@ -246,8 +246,7 @@ class GraphMertModel(GraphMertPreTrainedModel, RobertaModel):
         nodes = None
         if root_index is not None:
             leaf_index = torch.full_like(root_index, -1) if leaf_index is None else leaf_index
-            real = torch.ones_like(root_index) if attention_mask is None else attention_mask
-            real = real.to(torch.bool) if graph_ids is None else real.to(torch.bool) & (graph_ids >= 0)
+            real = _real_nodes(root_index, attention_mask, graph_ids)
             if indices is None:
                 given = dict(root_index=root_index, leaf_index=leaf_index, attention_mask=real, graph_ids=graph_ids)
                 spans = dict(relation_ids=relation_ids, head_start=head_start, head_length=head_length)
@@ -318,6 +317,19 @@ class GraphMertModel(GraphMertPreTrainedModel, RobertaModel):
 def _made_here(inputs: dict[str, torch.Tensor | None], num_relations: int) -> dict[str, torch.Tensor]:
     """`batch_indices`, outside of compiled graphs: its sizes depend on the data."""
     return batch_indices({name: value for name, value in inputs.items() if value is not None}, num_relations)
+
+
+def _real_nodes(root_index, attention_mask, graph_ids) -> torch.Tensor:
+    """Which nodes are no padding: bool (B, N)."""
+    real = torch.ones_like(root_index) if attention_mask is None else attention_mask
+    return real.to(torch.bool) if graph_ids is None else real.to(torch.bool) & (graph_ids >= 0)
+
+
+def _leaf_nodes(leaf_index, attention_mask, states_BND) -> torch.Tensor:
+    """Which nodes are leaves that exist: bool (B, N)."""
+    if leaf_index is None:
+        return torch.zeros(states_BND.shape[:2], dtype=torch.bool, device=states_BND.device)
+    return leaf_index >= 0 if attention_mask is None else (leaf_index >= 0) & attention_mask.to(torch.bool)
 
 
 def _upcast(logits: torch.Tensor) -> torch.Tensor:
@@ -508,11 +520,7 @@ class GraphMertForPreTraining(GraphMertPreTrainedModel):
             **kwargs,
         )
         states_BND = outputs.last_hidden_state
-        is_leaf_BN = torch.zeros(states_BND.shape[:2], dtype=torch.bool, device=states_BND.device)
-        if leaf_index is not None:
-            is_leaf_BN = leaf_index >= 0
-            if attention_mask is not None:
-                is_leaf_BN = is_leaf_BN & attention_mask.to(torch.bool)
+        is_leaf_BN = _leaf_nodes(leaf_index, attention_mask, states_BND)
         relation_logits_BNC = self.relation_head(states_BND)
         rows_M = None
         if labels is not None:
