@@ -282,14 +282,13 @@ def check_output(arguments: BuildArguments) -> None:
 
 def _build_in(work: Path, sources: list[Source], arguments: BuildArguments, extract: Callable | None) -> None:
     """Make the dataset in `work / "dataset"`; what an earlier run has left in `work` is taken up."""
-    # Imported here: they load transformers, which --help and early refusals need not wait for.
+    # Imported here: they load libraries that --help and early refusals need not wait for.
     from .assembly import SPLITS, assemble, count_duplicates, write_dataset_files
-    from .card import make_card
     from .manifest import TOKENIZER_DIR, Tally, make_manifest, write_manifest
     from .pool import WorkerPool
     from .sources import SkippedFile
     from .staging import Staging
-    from .tokenizer import check_vocab_size, load_tokenizer, tokenizer_sha256
+    from .tokenizer import check_vocab_size, load_tokenizer, num_entries, save_backend, tokenizer_sha256
 
     given_tokenizer = load_tokenizer(arguments.tokenizer) if arguments.tokenizer else None
     check_vocab_size(arguments.vocab_size)
@@ -313,10 +312,12 @@ def _build_in(work: Path, sources: list[Source], arguments: BuildArguments, extr
         )
         tokenizer_dir = work / TOKENIZER_DIR
         if not tokenizer_dir.exists():
-            tokenizer = given_tokenizer or _train_tokenizer(staging, sizes, assignment, repeats, arguments.vocab_size)
             partial = work / "tokenizer.partial"
             shutil.rmtree(partial, ignore_errors=True)
-            tokenizer.save_pretrained(partial)
+            if given_tokenizer is not None:
+                given_tokenizer.save_pretrained(partial)
+            else:
+                save_backend(_train(staging, sizes, assignment, repeats, arguments.vocab_size), partial)
             os.replace(partial, tokenizer_dir)
         if arguments.across_files and extract is None:
             from .projects import index_projects
@@ -344,12 +345,14 @@ def _build_in(work: Path, sources: list[Source], arguments: BuildArguments, extr
         recorded(arguments),
         {
             "name": arguments.tokenizer or "byte-level BPE trained on the training split",
-            "vocab_size": len(load_tokenizer(str(tokenizer_dir))),
+            "vocab_size": num_entries(tokenizer_dir),
             "sha256": tokenizer_sha256(tokenizer_dir),
         },
         {"threshold": arguments.near_duplicates} | count_duplicates(repeats, places, assignment),
         {split: overlap.get(split) for split in SPLITS if split in overlap},
     )
+    from .card import make_card
+
     make_card(manifest).save(dataset / "README.md")
     write_manifest(manifest, dataset)
 
@@ -443,14 +446,14 @@ def _refuse_empty(sources: list[Source], num_found: list[int], staging) -> None:
         )
 
 
-def _train_tokenizer(staging, sizes: dict, assignment: dict[str, str], repeats: dict[int, int], vocab_size: int):
-    from .tokenizer import train_tokenizer
+def _train(staging, sizes: dict, assignment: dict[str, str], repeats: dict[int, int], vocab_size: int):
+    from .tokenizer import train_backend
 
     say(f"training a tokenizer of {vocab_size} entries on the training split")
     training = {project for project, split in assignment.items() if split == "train"}
     every = -(-sum(sizes[project] for project in training) // TOKENIZER_CHARS)
     texts = (_LONG_RUN.sub(" ", text) for text in staging.texts(training, repeats, every))
-    return train_tokenizer(texts, vocab_size)
+    return train_backend(texts, vocab_size)
 
 
 def say(message: str) -> None:

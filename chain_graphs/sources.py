@@ -146,9 +146,13 @@ def is_table(text: str) -> bool:
         return False
     num_names = 0
     num_chars = len(text)
+    enough = num_chars * TABLE_NAMES_PER_1000_CHARS / 1000
     for match in _LEXEMES.finditer(text):
         if match.lastgroup == "name":
             num_names += 1
+            # Most code shows in its first lines that it has names enough, however much of the rest is documentation.
+            if num_names >= enough:
+                return False
         elif match.lastgroup == "prose":
             num_chars -= match.end() - match.start()
     return num_names * 1000 < TABLE_NAMES_PER_1000_CHARS * num_chars and num_chars >= TABLE_MIN_CHARS // 2
