@@ -94,6 +94,9 @@ class DataArguments:
             "there yet; --dataset then defaults to _dataset in the output directory."
         },
     )
+    languages: list[str] | None = field(
+        default=None, metadata={"help": "With --sources: languages to read (python, java, ...). Left out: python."}
+    )
     tokenizer: str | None = field(
         default=None, metadata={"help": "With --sources: tokenizer to use instead of training one on the corpus."}
     )
@@ -104,6 +107,10 @@ class DataArguments:
     split_seed: int = field(default=0, metadata={"help": "With --sources: changes which projects are held out."})
     num_proc: int = field(
         default=os.cpu_count() or 1, metadata={"help": "With --sources: processes that read the code."}
+    )
+    restart_build: bool = field(
+        default=False,
+        metadata={"help": "With --sources: throw away what a stopped build with other arguments has left."},
     )
     include_uses: bool = field(
         default=True, metadata={"help": "Take facts that hang on uses of a name whose definition is elsewhere."}

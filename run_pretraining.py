@@ -183,6 +183,7 @@ def open_dataset(model_args: ModelArguments, data_args: DataArguments, args: Gra
         ValueError: no data set and no sources, a directory that is none, or one that disagrees with the arguments.
     """
     from graphmert.chain_graphs import WindowDataset, load_chain_graphs
+    from graphmert.chain_graphs.languages import parse_languages
 
     if data_args.dataset is None and not data_args.sources:
         raise ValueError("give --dataset DIR, or --sources to build one, for example --sources stdlib")
@@ -195,6 +196,12 @@ def open_dataset(model_args: ModelArguments, data_args: DataArguments, args: Gra
     if data_args.sources and list(dict.fromkeys(data_args.sources)) != built_from:
         raise ValueError(
             f"{directory} was built from {', '.join(built_from)}, not from {', '.join(data_args.sources)}; "
+            "remove it or give another --dataset"
+        )
+    languages = manifest["arguments"].get("languages", ["python"])
+    if data_args.sources and data_args.languages and list(parse_languages(data_args.languages)) != languages:
+        raise ValueError(
+            f"{directory} was built from {', '.join(languages)}, not from {', '.join(data_args.languages)}; "
             "remove it or give another --dataset"
         )
     num_relations = len(manifest["relation_names"])
@@ -233,20 +240,27 @@ def _build_dataset(directory: Path, data_args: DataArguments) -> None:
     from datasets import disable_progress_bars
 
     from graphmert.chain_graphs.build import BuildArguments, build_chain_graphs
+    from graphmert.chain_graphs.languages import parse_languages
+    from graphmert.chain_graphs.sources import BuildError
 
     print(f"building the data set {directory} from {', '.join(data_args.sources)}", flush=True)
     disable_progress_bars()
-    build_chain_graphs(
-        BuildArguments(
-            source=list(data_args.sources),
-            output=str(directory),
-            validation_fraction=data_args.validation_fraction,
-            seed=data_args.split_seed,
-            tokenizer=data_args.tokenizer,
-            vocab_size=data_args.vocab_size,
-            num_proc=data_args.num_proc,
-        )
+    build = BuildArguments(
+        source=list(data_args.sources),
+        output=str(directory),
+        languages=parse_languages(data_args.languages or ["python"]),
+        validation_fraction=data_args.validation_fraction,
+        seed=data_args.split_seed,
+        tokenizer=data_args.tokenizer,
+        vocab_size=data_args.vocab_size,
+        num_proc=data_args.num_proc,
+        restart=data_args.restart_build,
     )
+    try:
+        build_chain_graphs(build)
+    except BuildError as error:
+        # The build's own command names its own option.
+        raise ValueError(str(error).replace("add --restart ", "add --restart_build ")) from error
 
 
 def initialise_by_name(model, seed: int) -> None:

@@ -2,6 +2,7 @@
 
     sources.py, splitting.py   where code comes from, what is left out and why; which project goes to which split
     tokenizer.py               a byte-level BPE whose tokens share their edges with names
+    encoding.py, pieces.py     tokens of whole texts, each distinct piece encoded once
     linking.py, rows.py        code + code graph + tokenizer -> one sparse row per file, in processes
     manifest.py, build.py      what was built from what; the command `python -m graphmert.chain_graphs.build`
     projects.py                imports across the files of a project (--across-files)

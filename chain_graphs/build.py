@@ -17,6 +17,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..code_graph import LANGUAGES
+from .languages import DEFAULT_LANGUAGES, parse_languages
 from .sources import DEFAULT_CACHE_DIR, BuildError, ReadOptions, Source, parse_source
 from .splitting import check_fractions, split_projects
 from .workplace import Workplace
@@ -40,6 +42,7 @@ class BuildArguments:
     vocab_size: int = 16_000
     max_file_bytes: int = 1_000_000
     min_file_chars: int = 1
+    languages: tuple[str, ...] = DEFAULT_LANGUAGES
     include_tests: bool = False
     include_tables: bool = False
     across_files: bool = False
@@ -67,11 +70,11 @@ def recorded(arguments: BuildArguments) -> dict:
 
 _EPILOG = """sources (repeat --source for each):
   stdlib                              this interpreter's standard library; a project is a top-level module or package
-  dir:PATH[,project=RULE]             .py files of a directory, or one file. RULE: children (each first-level directory is
+  dir:PATH[,project=RULE]             code in a directory, or one file. RULE: children (each first-level directory is
                                       a project), single (all of it is one), auto (the default: single where PATH holds
                                       .git, setup.py, setup.cfg, pyproject.toml or __init__.py, else children)
   pypi:NAME==VERSION                  one release: its wheel is downloaded with pip and read; nothing is installed or run
-  hf:PATH_OR_ID,text_column=NAME[,project_column=NAME][,split=NAME][,revision=COMMIT]
+  hf:PATH_OR_ID,text_column=NAME[,project_column=NAME][,split=NAME][,revision=COMMIT][,language=NAME]
                                       a Hugging Face dataset, local (save_to_disk, Parquet, JSON, CSV) or on the hub
 
 examples:
@@ -80,6 +83,7 @@ examples:
   python -m graphmert.chain_graphs.build --source pypi:flask==3.1.0 --source pypi:requests==2.32.3 \\
       --validation-projects requests --tokenizer microsoft/codebert-base --output data/web
   python -m graphmert.chain_graphs.build --config corpus.yaml --output data/corpus
+  python -m graphmert.chain_graphs.build --source dir:repositories --languages java go --output data/java-and-go
 where corpus.yaml holds options by their names, for example
   source: [stdlib, "pypi:click==8.1.7"]
   validation_fraction: 0.05
@@ -124,8 +128,18 @@ def make_parser() -> argparse.ArgumentParser:
     add(
         "--min-file-chars", type=int, metavar="N", help="skip shorter files, default 1; empty files are always skipped"
     )
+    add(
+        "--languages",
+        nargs="+",
+        metavar="NAME",
+        help=f"languages to read, of {', '.join(LANGUAGES)}; default {', '.join(default.languages)}",
+    )
     add("--include-tests", action=argparse.BooleanOptionalAction, help="keep test directories and files, default no")
-    add("--include-tables", action=argparse.BooleanOptionalAction, help="keep files of generated data, default no")
+    add(
+        "--include-tables",
+        action=argparse.BooleanOptionalAction,
+        help="keep files of generated data and minified JavaScript, default no",
+    )
     add(
         "--across-files",
         action=argparse.BooleanOptionalAction,
@@ -145,7 +159,7 @@ def make_parser() -> argparse.ArgumentParser:
         help=f"give up a file that takes longer, default {default.max_file_seconds:g}",
     )
     add("--engine", choices=ENGINES, help="processes of this machine, or Ray Data (pip install graphmert[ray])")
-    add("--num-proc", type=int, metavar="N", help="worker processes, default 1")
+    add("--num-proc", type=int, metavar="N", help="worker processes, and threads that train the tokenizer, default 1")
     add("--cache-dir", metavar="DIR", help=f"where downloads are kept, default {DEFAULT_CACHE_DIR}")
     add("--overwrite", action=argparse.BooleanOptionalAction, help="replace a dataset that stands in the output")
     add(
@@ -169,6 +183,11 @@ def parse_arguments(argv: list[str] | None = None) -> BuildArguments:
         raise BuildError("no source; give at least one, for example --source stdlib")
     if not values.get("output"):
         raise BuildError("no output directory; give --output DIR")
+    if "languages" in values:
+        try:
+            values["languages"] = parse_languages(values["languages"])
+        except ValueError as error:
+            raise BuildError(str(error)) from error
     return BuildArguments(**values)
 
 
@@ -191,7 +210,7 @@ def read_config(path: Path) -> dict:
         default = fields[name].default
         if name == "engine" and value not in ENGINES:
             raise BuildError(f"--config {path}: engine {value!r} is not one of {', '.join(ENGINES)}")
-        if name in ("source", "validation_projects", "test_projects"):
+        if name in ("source", "languages", "validation_projects", "test_projects"):
             value = [value] if isinstance(value, str) else value
             fits = isinstance(value, list) and all(isinstance(item, str) for item in value)
         elif name in ("output", "tokenizer", "cache_dir"):
@@ -233,6 +252,7 @@ def build_chain_graphs(
         min_file_chars=arguments.min_file_chars,
         include_tests=arguments.include_tests,
         include_tables=arguments.include_tables,
+        languages=tuple(arguments.languages),
         cache_dir=Path(arguments.cache_dir).expanduser(),
         **({"download": download} if download else {}),
     )
@@ -247,6 +267,8 @@ def build_chain_graphs(
 def check_arguments(arguments: BuildArguments) -> None:
     """Refuse what can be refused before any work is done."""
     check_fractions(arguments.validation_fraction, arguments.test_fraction)
+    if tuple(arguments.languages) != parse_languages(arguments.languages):
+        raise BuildError(f"--languages: write {', '.join(parse_languages(arguments.languages))}, in this order")
     if arguments.validation_fraction == 0 and not arguments.validation_projects:
         raise BuildError(
             "--validation-fraction is 0; a dataset needs a validation split (a fraction, or --validation-projects)"
@@ -282,14 +304,13 @@ def check_output(arguments: BuildArguments) -> None:
 
 def _build_in(work: Path, sources: list[Source], arguments: BuildArguments, extract: Callable | None) -> None:
     """Make the dataset in `work / "dataset"`; what an earlier run has left in `work` is taken up."""
-    # Imported here: they load transformers, which --help and early refusals need not wait for.
+    # Imported here: they load libraries that --help and early refusals need not wait for.
     from .assembly import SPLITS, assemble, count_duplicates, write_dataset_files
-    from .card import make_card
     from .manifest import TOKENIZER_DIR, Tally, make_manifest, write_manifest
     from .pool import WorkerPool
     from .sources import SkippedFile
     from .staging import Staging
-    from .tokenizer import check_vocab_size, load_tokenizer, tokenizer_sha256
+    from .tokenizer import check_vocab_size, load_tokenizer, num_entries, save_backend, tokenizer_sha256
 
     given_tokenizer = load_tokenizer(arguments.tokenizer) if arguments.tokenizer else None
     check_vocab_size(arguments.vocab_size)
@@ -313,10 +334,12 @@ def _build_in(work: Path, sources: list[Source], arguments: BuildArguments, extr
         )
         tokenizer_dir = work / TOKENIZER_DIR
         if not tokenizer_dir.exists():
-            tokenizer = given_tokenizer or _train_tokenizer(staging, sizes, assignment, repeats, arguments.vocab_size)
             partial = work / "tokenizer.partial"
             shutil.rmtree(partial, ignore_errors=True)
-            tokenizer.save_pretrained(partial)
+            if given_tokenizer is not None:
+                given_tokenizer.save_pretrained(partial)
+            else:
+                save_backend(_train(staging, sizes, assignment, repeats, arguments.vocab_size), partial)
             os.replace(partial, tokenizer_dir)
         if arguments.across_files and extract is None:
             from .projects import index_projects
@@ -344,12 +367,14 @@ def _build_in(work: Path, sources: list[Source], arguments: BuildArguments, extr
         recorded(arguments),
         {
             "name": arguments.tokenizer or "byte-level BPE trained on the training split",
-            "vocab_size": len(load_tokenizer(str(tokenizer_dir))),
+            "vocab_size": num_entries(tokenizer_dir),
             "sha256": tokenizer_sha256(tokenizer_dir),
         },
         {"threshold": arguments.near_duplicates} | count_duplicates(repeats, places, assignment),
         {split: overlap.get(split) for split in SPLITS if split in overlap},
     )
+    from .card import make_card
+
     make_card(manifest).save(dataset / "README.md")
     write_manifest(manifest, dataset)
 
@@ -435,7 +460,10 @@ def _refuse_empty(sources: list[Source], num_found: list[int], staging) -> None:
 
     for source, count in zip(sources, num_found, strict=True):
         if count == 0:
-            raise BuildError(f"source {source.spec} has no file of code; check the path")
+            raise BuildError(
+                f"source {source.spec} has no file of code in {', '.join(source.options.languages)}; check the path, or "
+                "name the languages with --languages"
+            )
     if staging.num_files == 0:
         common = Counter(item.reason for item in staging.skipped).most_common(4)
         raise BuildError(
@@ -443,14 +471,14 @@ def _refuse_empty(sources: list[Source], num_found: list[int], staging) -> None:
         )
 
 
-def _train_tokenizer(staging, sizes: dict, assignment: dict[str, str], repeats: dict[int, int], vocab_size: int):
-    from .tokenizer import train_tokenizer
+def _train(staging, sizes: dict, assignment: dict[str, str], repeats: dict[int, int], vocab_size: int):
+    from .tokenizer import train_backend
 
     say(f"training a tokenizer of {vocab_size} entries on the training split")
     training = {project for project, split in assignment.items() if split == "train"}
     every = -(-sum(sizes[project] for project in training) // TOKENIZER_CHARS)
     texts = (_LONG_RUN.sub(" ", text) for text in staging.texts(training, repeats, every))
-    return train_tokenizer(texts, vocab_size)
+    return train_backend(texts, vocab_size)
 
 
 def say(message: str) -> None:
@@ -464,6 +492,8 @@ def main(argv: list[str] | None = None) -> int:
         arguments = parse_arguments(argv)
         if not sys.stderr.isatty():
             os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+        # Threads that train the tokenizer, so that a build on one core is one.
+        os.environ.setdefault("RAYON_NUM_THREADS", str(arguments.num_proc))
         manifest = build_chain_graphs(arguments)
     except BuildError as error:
         say(f"error: {' '.join(str(error).split())}")

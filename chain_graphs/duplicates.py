@@ -17,7 +17,7 @@ SHINGLE_WORDS = 5
 MIN_WORDS = 20
 # A file is compared with so many of those before it in each band's bucket.
 _MAX_COMPARISONS = 20
-_CHUNK = 4096
+_CHUNK = 512
 
 _WORDS = re.compile(r"\w+")
 _MULTIPLIERS = np.array(

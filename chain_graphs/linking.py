@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..code_graph.schema import RELATION_IDS
+from .encoding import TextEncoder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -60,16 +61,20 @@ class LeafEncoder:
 
     Args:
         tokenizer: a fast tokenizer.
+
+    Attributes:
+        encoder: encodes whole texts, and shares what it knows of them.
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerFast"):
         self._backend = tokenizer.backend_tokenizer
+        self.encoder = TextEncoder(self._backend)
         self._cache: dict[str, list[int]] = {}
 
     def __call__(self, text: str) -> list[int]:
         ids = self._cache.get(text)
         if ids is None:
-            ids = self._backend.encode(" " + text, add_special_tokens=False).ids
+            ids = self.encoder.ids(" " + text)
             if ids and not self._backend.id_to_token(ids[0]).lstrip(_SPACE_MARKS):
                 ids = ids[1:]
             if len(self._cache) >= _MAX_LEAF_TEXTS:
@@ -140,13 +145,12 @@ def link_file(
             f"tokenizer {type(tokenizer).__name__} is not a fast tokenizer and gives no character offsets; "
             "use a directory with a tokenizer.json"
         )
-    encoding = tokenizer.backend_tokenizer.encode(code, add_special_tokens=False)
-    offsets = _flat(encoding.offsets).reshape(-1, 2)
-    starts, ends = offsets[:, 0].copy(), offsets[:, 1].copy()
+    leaf_encoder = leaf_encoder or LeafEncoder(tokenizer)
+    ids, starts, ends = leaf_encoder.encoder.encode(code)
     characters = _Characters(code)
     text_starts = _skip_leading_space(characters, starts, ends)
 
-    anchors = _list_anchors(graph.triples, leaf_encoder or LeafEncoder(tokenizer))
+    anchors = _list_anchors(graph.triples, leaf_encoder)
     first = np.searchsorted(ends, anchors.start, side="right")
     last = np.searchsorted(starts, anchors.end, side="left")
     is_linked = (last > first) & (anchors.leaf_length > 0)
@@ -164,7 +168,7 @@ def link_file(
     boundaries = _flat(graph.boundaries).reshape(-1, 2)
     boundary_token, keep = np.unique(np.searchsorted(text_starts, boundaries[:, 0], side="left"), return_index=True)
     columns = {
-        "input_ids": encoding.ids,
+        "input_ids": ids,
         "char_starts": starts,
         "char_ends": ends,
         "word_starts": word_starts(characters, text_starts, ends),

@@ -10,12 +10,14 @@ Reads and writes only inside a dataset's directory:
 
 import json
 from collections import Counter, defaultdict
+from collections.abc import Iterable
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..code_graph.schema import RELATION_NAMES
+from .languages import DEFAULT_LANGUAGES
 from .sources import BuildError, SkippedFile
 
 if TYPE_CHECKING:
@@ -25,22 +27,25 @@ if TYPE_CHECKING:
 FORMAT_VERSION = 1
 MANIFEST_FILE = "manifest.json"
 TOKENIZER_DIR = "tokenizer"
-_LIBRARIES = ("datasets", "pyarrow", "tokenizers", "transformers", "tree-sitter", "tree-sitter-python")
+_LIBRARIES = ("datasets", "pyarrow", "tokenizers", "transformers", "tree-sitter")
 
 
-def versions() -> dict[str, str]:
-    """Versions of this package and of the libraries that shape a dataset."""
-    return {"graphmert": version("graphmert")} | {name: version(name) for name in _LIBRARIES}
+def versions(languages: Iterable[str] = DEFAULT_LANGUAGES) -> dict[str, str]:
+    """Versions of this package and of the libraries that shape a dataset of some languages."""
+    grammars = [f"tree-sitter-{language}" for language in languages]
+    return {name: version(name) for name in ("graphmert", *_LIBRARIES, *grammars)}
 
 
 class Tally:
-    """Counts of a build, by source and by split."""
+    """Counts of a build, by source, by split and by language."""
 
     def __init__(self):
         self.by_source: dict[str, Counter] = defaultdict(Counter)
         self.by_split: dict[str, Counter] = defaultdict(Counter)
+        self.by_language: dict[str, Counter] = defaultdict(Counter)
         self.triples_by_source: dict[str, Counter] = defaultdict(Counter)
         self.triples_by_split: dict[str, Counter] = defaultdict(Counter)
+        self.triples_by_language: dict[str, Counter] = defaultdict(Counter)
         self.linking: Counter = Counter()
         self.facts_not_made: Counter = Counter()
         self.syntax_errors: Counter = Counter()
@@ -52,10 +57,13 @@ class Tally:
             self.skipped.append(SkippedFile(report["source"], report["path"], report["reason"]))
             return False
         counts = {"files": 1, "characters": report["characters"], "tokens": report["linking"]["tokens"]}
-        self.by_source[report["source"]].update(counts)
-        self.by_split[split].update(counts)
-        self.triples_by_source[report["source"]].update(report["triples"])
-        self.triples_by_split[split].update(report["triples"])
+        for by, triples, key in (
+            (self.by_source, self.triples_by_source, report["source"]),
+            (self.by_split, self.triples_by_split, split),
+            (self.by_language, self.triples_by_language, report["language"]),
+        ):
+            by[key].update(counts)
+            triples[key].update(report["triples"])
         self.linking.update(report["linking"])
         self.facts_not_made.update(report["facts_not_made"])
         self.syntax_errors.update(errors=report["syntax_errors"], files=int(report["syntax_errors"] > 0))
@@ -91,7 +99,7 @@ def make_manifest(
     splits = [name for name in ("train", "validation", "test") if name in assignment.values()]
     return {
         "format_version": FORMAT_VERSION,
-        "created_by": versions(),
+        "created_by": versions(arguments["languages"]),
         "arguments": arguments,
         "relation_names": list(RELATION_NAMES),
         "sources": [
@@ -104,6 +112,10 @@ def make_manifest(
             split: _counts(tally.by_split[split], tally.triples_by_split[split])
             | {"projects": sorted(project for project, where in assignment.items() if where == split)}
             for split in splits
+        },
+        "languages": {
+            language: _counts(tally.by_language[language], tally.triples_by_language[language])
+            for language in arguments["languages"]
         },
         "skipped": {
             "by_reason": dict(Counter(item.reason for item in tally.skipped).most_common()),
@@ -143,6 +155,10 @@ def summary(manifest: dict) -> str:
         row(field.removeprefix("num_"), [splits[name][field] for name in names])
     for relation in manifest["relation_names"]:
         row(f"  {relation}", [splits[name]["triples"][relation] for name in names])
+    # Datasets built before languages were counted have no such entry.
+    for language, counts in manifest.get("languages", {}).items():
+        texts = (f"{counts[name]:,} {name}" for name in ("files", "characters", "tokens"))
+        lines.append(f"{language:<20}{', '.join(texts)}, {counts['num_triples']:,} triples")
     linking = manifest["linking"]
     if linking.get("heads"):
         lines.append(f"heads linked        {linking['heads_linked'] / linking['heads']:>14.2%}")

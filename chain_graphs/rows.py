@@ -66,15 +66,17 @@ class RowMaker:
             skip: reason by position, for files that are reported but not read.
 
         Returns:
-            An Arrow stream with the rows; in its metadata as JSON under `reports`, for each file its project, source,
-            path, characters; `reason` where it gave no row, else counts (`linking`, `triples` by relation,
+            An Arrow stream with the rows; in its metadata as JSON under `reports`, for each file its source, project,
+            path, language, characters; `reason` where it gave no row, else counts (`linking`, `triples` by relation,
             `facts_not_made`, `syntax_errors`).
         """
         kept, rows, reports = [], [], []
         for position, file in guard.files(files):
             if position in dropped:
                 continue
-            report = {name: file[name] for name in ("source", "project", "path")} | {"characters": len(file["code"])}
+            report = {name: file[name] for name in ("source", "project", "path", "language")} | {
+                "characters": len(file["code"])
+            }
             reports.append(report)
             if position in skip:
                 report["reason"] = skip[position]

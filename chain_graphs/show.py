@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 
 from ..code_graph.schema import RELATION_NAMES
-from .sources import BuildError, decode_python
+from .languages import decode
+from .sources import BuildError
 
 # A tokenizer that is trained on the shown file alone: large enough for whole names, small enough to be quick.
 OWN_VOCAB_SIZE = 2_000
-SUFFIXES = {".py": "python", ".java": "java", ".js": "javascript", ".go": "go", ".rb": "ruby", ".php": "php"}
 
 
 @dataclass(frozen=True)
@@ -127,15 +127,17 @@ def view_file(path: Path, tokenizer_path: str | None, num_roots: int = 128, leav
     Raises:
         BuildError: the file cannot be read, holds nothing, or is in no language that is read.
     """
-    from ..code_graph import LANGUAGES, extract
+    from ..code_graph import LANGUAGES, extract, language_of
     from .linking import link_file
     from .tokenizer import load_tokenizer, train_tokenizer
 
-    language = SUFFIXES.get(path.suffix)
-    if language not in LANGUAGES:
-        raise BuildError(f"{path}: {path.suffix or 'a file without a suffix'} is not read; languages: {LANGUAGES}")
+    language = language_of(path.name)
+    if language is None:
+        raise BuildError(
+            f"{path}: {path.suffix or 'a file without a suffix'} is not read; languages: {', '.join(LANGUAGES)}"
+        )
     try:
-        code = decode_python(path.read_bytes())
+        code = decode(path.read_bytes(), language)
     except OSError as error:
         raise BuildError(f"{path}: cannot be read ({error.strerror})") from error
     except UnicodeError as error:

@@ -13,20 +13,29 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
-import tokenize
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from email.parser import HeaderParser
-from io import BytesIO
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import NamedTuple
 
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
+from .languages import (
+    DEFAULT_LANGUAGES,
+    decode,
+    default_suffix,
+    is_minified,
+    is_table,
+    is_test_path,
+    language_named,
+    language_of_file,
+    normalize_newlines,
+)
+
 DEFAULT_CACHE_DIR = Path.home() / ".cache" / "graphmert"
-LANGUAGE_SUFFIXES = {".py": "python"}
 
 PROJECT_COLUMNS = ("project", "repo", "repository", "repo_name", "repository_name", "max_stars_repo_name")
 PATH_COLUMNS = ("path", "file_path", "func_path_in_repository", "max_stars_repo_path")
@@ -34,19 +43,6 @@ PATH_COLUMNS = ("path", "file_path", "func_path_in_repository", "max_stars_repo_
 # A marker of one project's root: such a directory is one project, not a folder of projects.
 _PROJECT_MARKERS = (".git", "setup.py", "setup.cfg", "pyproject.toml", "__init__.py")
 _NOT_SOURCE_DIRS = {"__pycache__", "node_modules", "site-packages", "dist-packages", "lib-dynload"}
-_TEST_DIR = re.compile(r"(tests?|.+_tests?|tests?_.+)", re.IGNORECASE)
-_TEST_FILE = re.compile(r"(test_.*|.*_test|tests?|conftest)\.py", re.IGNORECASE)
-
-# A file is taken for a table (generated data, not code) when it has this size and fewer names than this per 1,000
-# characters. On the standard library of Python 3.11 this finds 75 files (code pages, entities, topics): 18 % of its text.
-TABLE_MIN_CHARS = 4096
-TABLE_NAMES_PER_1000_CHARS = 14
-_LEXEMES = re.compile(
-    r'(?P<prose>"""(?:[^\\]|\\.)*?"""|\'\'\'(?:[^\\]|\\.)*?\'\'\'|^[ \t]*#[^\n]*)'
-    r'|(?P<literal>"(?:[^"\\\n]|\\.)*"|\'(?:[^\'\\\n]|\\.)*\'|\#[^\n]*|\d[\w.]*)'
-    r"|(?P<name>[^\W\d]\w*)",
-    re.DOTALL | re.MULTILINE,
-)
 
 
 class BuildError(ValueError):
@@ -84,6 +80,7 @@ class Candidate(NamedTuple):
     path: str
     size: int
     read: Callable[[], bytes | str]
+    language: str
     reason: str | None = None
 
 
@@ -96,6 +93,7 @@ class ReadOptions:
         min_file_chars: shorter files are skipped (empty ones always are).
         include_tests: keep test directories and test files.
         include_tables: keep files of generated data.
+        languages: files of other languages are not looked at.
         cache_dir: where downloaded wheels are kept.
         download: fetches one wheel into a directory, `(requirement, directory) -> its path`; by default with pip.
     """
@@ -104,60 +102,9 @@ class ReadOptions:
     min_file_chars: int = 1
     include_tests: bool = False
     include_tables: bool = False
+    languages: tuple[str, ...] = DEFAULT_LANGUAGES
     cache_dir: Path = DEFAULT_CACHE_DIR
     download: Callable[[str, Path], Path] | None = None
-
-
-def decode_python(data: bytes) -> str:
-    """Decode a Python file as the interpreter would (PEP 263, UTF-8 by default), line ends as "\\n".
-
-    Args:
-        data: the file's bytes.
-
-    Returns:
-        The text, without a byte order mark.
-
-    Raises:
-        UnicodeError: the bytes are not text in the file's declared encoding; the message is a short reason.
-    """
-    if b"\0" in data:
-        raise UnicodeError("null bytes")
-    try:
-        encoding, _ = tokenize.detect_encoding(BytesIO(data).readline)
-        text = data.decode(encoding)
-    except (SyntaxError, LookupError) as error:
-        raise UnicodeError("unknown or contradictory encoding") from error
-    except UnicodeError as error:
-        raise UnicodeError(f"not {encoding} text") from error
-    return normalize_newlines(text)
-
-
-def normalize_newlines(text: str) -> str:
-    """Line ends as Python's own reader gives them."""
-    return text.replace("\r\n", "\n").replace("\r", "\n")
-
-
-def is_table(text: str) -> bool:
-    """Whether a file is generated data: hardly any names outside strings, comments and numbers.
-
-    Documentation (triple-quoted strings, whole-line comments) does not count, so that a well documented file stays.
-    """
-    if len(text) < TABLE_MIN_CHARS:
-        return False
-    num_names = 0
-    num_chars = len(text)
-    for match in _LEXEMES.finditer(text):
-        if match.lastgroup == "name":
-            num_names += 1
-        elif match.lastgroup == "prose":
-            num_chars -= match.end() - match.start()
-    return num_names * 1000 < TABLE_NAMES_PER_1000_CHARS * num_chars and num_chars >= TABLE_MIN_CHARS // 2
-
-
-def is_test_path(path: str) -> bool:
-    """Whether a relative path lies in a test directory or is a test file by its name."""
-    *directories, name = PurePosixPath(path).parts or ("",)
-    return any(_TEST_DIR.fullmatch(part) for part in directories) or bool(_TEST_FILE.fullmatch(name))
 
 
 class Source:
@@ -190,20 +137,20 @@ class Source:
             self.num_files += 1
             text, reason = self._read(found)
             if reason is None:
-                yield SourceFile(self.spec, found.project, found.path, "python", text)
+                yield SourceFile(self.spec, found.project, found.path, found.language, text)
             else:
                 yield SkippedFile(self.spec, found.path, reason)
 
     def _read(self, found: Candidate) -> tuple[str, str | None]:
         if found.reason:
             return "", found.reason
-        if not self.options.include_tests and is_test_path(found.path):
+        if not self.options.include_tests and is_test_path(found.path, found.language):
             return "", "test code (--include-tests keeps it)"
         if found.size > self.options.max_file_bytes:
             return "", f"larger than {self.options.max_file_bytes} bytes (--max-file-bytes)"
         try:
             data = found.read()
-            text = decode_python(data) if isinstance(data, bytes) else normalize_newlines(data)
+            text = decode(data, found.language) if isinstance(data, bytes) else normalize_newlines(data)
             # A lone surrogate (possible in JSON) cannot be stored.
             text.encode("utf-8")
         except UnicodeEncodeError:
@@ -218,13 +165,15 @@ class Source:
             return "", "null bytes"
         if len(text) < self.options.min_file_chars:
             return "", f"shorter than {self.options.min_file_chars} characters (--min-file-chars)"
-        if not self.options.include_tables and is_table(text):
+        if not self.options.include_tables and is_minified(text, found.path, found.language):
+            return "", "minified (--include-tables keeps it)"
+        if not self.options.include_tables and is_table(text, found.language):
             return "", "table of data (--include-tables keeps it)"
         return text, None
 
 
 class DirectorySource(Source):
-    """A directory of `.py` files, or one `.py` file.
+    """A directory with files of code, or one such file.
 
     The project of a file is the first directory of its path (a folder of repositories), unless the directory is itself
     one project, by `project=single` or because it holds `.git`, `setup.py`, `setup.cfg`, `pyproject.toml` or
@@ -243,8 +192,10 @@ class DirectorySource(Source):
             raise BuildError(f"source {spec}: project={project} is not one of auto, single, children")
         if not root.exists():
             raise BuildError(f"source {spec}: {root} does not exist")
-        if root.is_file() and root.suffix not in LANGUAGE_SUFFIXES:
-            raise BuildError(f"source {spec}: {root} is not a directory nor a .py file")
+        if root.is_file() and language_of_file(root.name) not in options.languages:
+            raise BuildError(
+                f"source {spec}: {root} is not a directory nor a file of {', '.join(options.languages)} (--languages)"
+            )
         self.root = root.resolve()
         if root.is_file() or (project == "auto" and any((root / marker).exists() for marker in _PROJECT_MARKERS)):
             project = "single"
@@ -255,15 +206,22 @@ class DirectorySource(Source):
 
     def _candidates(self):
         if self.root.is_file():
+            language = language_of_file(self.root.name)
             try:
-                decode_python(self.root.read_bytes())
+                decode(self.root.read_bytes(), language)
             except UnicodeError as error:
-                raise BuildError(f"source {self.spec}: {self.root} is not a Python text file: {error}") from error
-            yield Candidate(self.root.stem, self.root.name, self.root.stat().st_size, self.root.read_bytes)
+                raise BuildError(f"source {self.spec}: {self.root} is not text: {error}") from error
+            yield Candidate(self.root.stem, self.root.name, self.root.stat().st_size, self.root.read_bytes, language)
             return
-        for path in walk(self.root):
+        for path in walk(self.root, self.options.languages):
             relative = path.relative_to(self.root)
-            yield Candidate(self._project_of(relative), relative.as_posix(), file_size(path), path.read_bytes)
+            yield Candidate(
+                self._project_of(relative),
+                relative.as_posix(),
+                file_size(path),
+                path.read_bytes,
+                language_of_file(path.name),
+            )
 
     def _project_of(self, relative: Path) -> str:
         if self.project == "single":
@@ -334,10 +292,11 @@ class WheelSource(Source):
 
     def _candidates(self):
         with zipfile.ZipFile(self.wheel) as archive:
-            members = [m for m in archive.infolist() if PurePosixPath(m.filename).suffix in LANGUAGE_SUFFIXES]
-            for member in sorted(members, key=lambda m: m.filename):
-                read = functools.partial(archive.read, member)
-                yield Candidate(self.name, member.filename, member.file_size, read)
+            for member in sorted(archive.infolist(), key=lambda m: m.filename):
+                language = language_of_file(member.filename)
+                if language in self.options.languages:
+                    read = functools.partial(archive.read, member)
+                    yield Candidate(self.name, member.filename, member.file_size, read, language)
 
 
 class HuggingFaceSource(Source):
@@ -352,6 +311,8 @@ class HuggingFaceSource(Source):
             none, each row is a project of its own, and the description says so.
         split: which split to read; "train" if there are several.
         revision: commit of a hub dataset.
+        language: of all rows. Without it a column `language` tells, or the ending of the path, or it is the one language
+            that is asked for.
     """
 
     def __init__(
@@ -363,6 +324,7 @@ class HuggingFaceSource(Source):
         project_column: str | None = None,
         split: str | None = None,
         revision: str | None = None,
+        language: str | None = None,
     ):
         super().__init__(spec, options)
         self.dataset, columns = load_huggingface(spec, name, split, revision)
@@ -376,6 +338,17 @@ class HuggingFaceSource(Source):
         self.project_column = project_column or next((c for c in PROJECT_COLUMNS if c in columns), None)
         self.path_column = next((c for c in PATH_COLUMNS if c in columns), None)
         self.has_language = "language" in columns
+        self.language = None if language is None else language_named(language)
+        if self.language is None and not self.has_language and len(options.languages) == 1:
+            self.language = options.languages[0]
+        if self.language not in (None, *options.languages):
+            raise BuildError(
+                f"source {spec}: language {self.language} is not asked for; add --languages {self.language}"
+            )
+        if self.language is None and not self.has_language and self.path_column is None:
+            raise BuildError(
+                f"source {spec}: no column says which of {', '.join(options.languages)} a row holds; add ,language=NAME"
+            )
 
     @property
     def warning(self) -> str | None:
@@ -393,6 +366,7 @@ class HuggingFaceSource(Source):
             "name": self.name,
             "revision": self.revision,
             "text_column": self.text_column,
+            "language": self.language,
             "project_column": self.project_column,
             "warning": self.warning,
         }
@@ -400,15 +374,26 @@ class HuggingFaceSource(Source):
     def _candidates(self):
         for index, row in enumerate(self.dataset):
             text = row[self.text_column]
-            path = str((self.path_column and row[self.path_column]) or f"row-{index}.py")
+            path = str((self.path_column and row[self.path_column]) or "")
+            language = self._language_of(row, path)
+            is_read = language in self.options.languages
+            path = path or f"row-{index}" + (default_suffix(language) if is_read else "")
             project = str((self.project_column and row[self.project_column]) or f"{self.name}#{index}")
-            language = str((self.has_language and row["language"]) or "python").lower()
             reason = None
             if not isinstance(text, str):
                 reason = f"column {self.text_column} holds no text"
-            elif language != "python":
-                reason = f"language {language} is not read"
-            yield Candidate(project, path, len(text) if reason is None else 0, lambda text=text: text, reason)
+            elif not is_read:
+                reason = f"language {language or 'unknown'} is not read"
+            size = len(text) if reason is None else 0
+            yield Candidate(project, path, size, lambda text=text: text, language, reason)
+
+    def _language_of(self, row: dict, path: str) -> str:
+        if self.language is not None:
+            return self.language
+        if self.has_language:
+            # A row that does not say is taken for Python, as in the data sets that hold nothing else.
+            return language_named(str(row["language"] or "python"))
+        return language_of_file(path) or ""
 
 
 def parse_source(spec: str, options: ReadOptions) -> Source:
@@ -416,7 +401,7 @@ def parse_source(spec: str, options: ReadOptions) -> Source:
 
     Args:
         spec: `stdlib`, `dir:PATH[,project=auto|single|children]`, `pypi:NAME==VERSION` or
-            `hf:PATH_OR_ID,text_column=NAME[,project_column=NAME][,split=NAME][,revision=COMMIT]`.
+            `hf:PATH_OR_ID,text_column=NAME[,project_column=NAME][,split=NAME][,revision=COMMIT][,language=NAME]`.
         options: what to leave out.
 
     Raises:
@@ -431,7 +416,7 @@ def parse_source(spec: str, options: ReadOptions) -> Source:
     if scheme == "pypi" and rest:
         return WheelSource(spec, options, rest)
     if scheme == "hf" and rest:
-        name, arguments = split_arguments(rest, ("text_column", "project_column", "split", "revision"))
+        name, arguments = split_arguments(rest, ("text_column", "project_column", "split", "revision", "language"))
         return HuggingFaceSource(f"hf:{name}", options, name, **arguments)
     raise BuildError(
         f"unknown source {spec!r}: use stdlib, dir:PATH, pypi:NAME==VERSION or hf:PATH_OR_ID,text_column=NAME"
@@ -444,7 +429,7 @@ def split_arguments(text: str, allowed: tuple[str, ...]) -> tuple[str, dict[str,
     return parts[0], dict(part.split("=", 1) for part in parts[1:])
 
 
-def walk(root: Path) -> Iterator[Path]:
+def walk(root: Path, languages: tuple[str, ...] = DEFAULT_LANGUAGES) -> Iterator[Path]:
     """Files of code under a directory in sorted order; hidden and installed directories are not entered."""
     for directory, names, files in os.walk(root):
         names[:] = sorted(
@@ -457,7 +442,7 @@ def walk(root: Path) -> Iterator[Path]:
         for name in sorted(files):
             path = Path(directory, name)
             # A FIFO or device would block the reader; a dangling link is passed on and counted as unreadable.
-            if path.suffix in LANGUAGE_SUFFIXES and (path.is_file() or path.is_symlink()):
+            if language_of_file(name) in languages and (path.is_file() or path.is_symlink()):
                 yield path
 
 

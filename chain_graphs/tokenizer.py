@@ -18,45 +18,42 @@ underscores to words would save 4 % of the tokens and lose that `path` in `load_
 """
 
 import hashlib
+import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from .pieces import PIECES
 from .sources import BuildError, looks_local
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>")
 MASK_TOKEN = "<mask>"
 MODEL_MAX_LENGTH = 1024
 
-# Words that no name can be; a space beside them is theirs.
-# Written as a tree and behind a look at the first letter, because the pre-tokenizer is a third of a build's time.
-_KEYWORDS = (
-    "(?=[acdefgilnorwy])(?:a(?:nd|ssert|s(?:ync)?|wait)|class|de[fl]|e(?:l(?:if|se)|xcept)|f(?:or|rom)|global|"
-    "i(?:mport|[fns])|lambda|no(?:nlocal|t)|or|r(?:aise|eturn)|w(?:hile|ith)|yield)"
-)
-_WORD = r"[^\W\d_]+"
-PIECES = "|".join(
-    (
-        rf"(?:(?<!\w)| ){_KEYWORDS}(?!\w) ?",
-        rf"(?<=\w) {_WORD}",
-        _WORD,
-        r"\d+",
-        r"_+",
-        # Apart, because written types end with it: `list[int] = ...`.
-        r"\]",
-        r" ?[^\w\s\]]+ ?",
-        r"\s*[\r\n]+[ \t]*",
-        r"\s+",
-    )
-)
-"""The pre-tokenizer's pattern; alternatives are tried in this order."""
+
+# The arguments of `PreTrainedTokenizerFast` for a tokenizer trained here.
+_ROLES = {
+    "bos_token": "<s>",
+    "clean_up_tokenization_spaces": False,
+    "cls_token": "<s>",
+    "eos_token": "</s>",
+    "mask_token": MASK_TOKEN,
+    "model_input_names": ["input_ids", "attention_mask"],
+    "model_max_length": MODEL_MAX_LENGTH,
+    "pad_token": "<pad>",
+    "sep_token": "</s>",
+    "unk_token": "<unk>",
+}
 
 
 def train_tokenizer(
     texts: Iterable[str], vocab_size: int = 16_000, show_progress: bool = False
-) -> PreTrainedTokenizerFast:
+) -> "PreTrainedTokenizerFast":
     """Train a byte-level BPE on texts; the same texts give the same tokenizer, whatever their order.
 
     Args:
@@ -71,6 +68,14 @@ def train_tokenizer(
     Raises:
         BuildError: the vocabulary is too small to hold the 256 bytes and the special tokens.
     """
+    from transformers import PreTrainedTokenizerFast
+
+    backend = train_backend(texts, vocab_size, show_progress)
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **_ROLES | {"mask_token": _mask_token()})
+
+
+def train_backend(texts: Iterable[str], vocab_size: int = 16_000, show_progress: bool = False) -> Tokenizer:
+    """The backend of `train_tokenizer`, made without transformers."""
     check_vocab_size(vocab_size)
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.Sequence(
@@ -88,25 +93,32 @@ def train_tokenizer(
         show_progress=show_progress,
     )
     backend.train_from_iterator(texts, trainer)
-    # As in RoBERTa, the mask swallows the space before it. It comes last, after the learned entries.
-    backend.add_special_tokens([AddedToken(MASK_TOKEN, lstrip=True, normalized=False, special=True)])
+    # It comes last, after the learned entries.
+    backend.add_special_tokens([_mask_token()])
     # Offsets cover the whole token, spaces too: with trimming, a token of only spaces would lose its place.
     backend.post_processor = processors.RobertaProcessing(
         ("</s>", 2), ("<s>", 0), trim_offsets=False, add_prefix_space=False
     )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        bos_token="<s>",
-        cls_token="<s>",
-        pad_token="<pad>",
-        eos_token="</s>",
-        sep_token="</s>",
-        unk_token="<unk>",
-        mask_token=AddedToken(MASK_TOKEN, lstrip=True, normalized=False, special=True),
-        model_max_length=MODEL_MAX_LENGTH,
-        model_input_names=["input_ids", "attention_mask"],
-        clean_up_tokenization_spaces=False,
-    )
+    return backend
+
+
+def _mask_token() -> AddedToken:
+    """As in RoBERTa, the mask swallows the space before it."""
+    return AddedToken(MASK_TOKEN, lstrip=True, normalized=False, special=True)
+
+
+def save_backend(backend: Tokenizer, directory: Path) -> None:
+    """Write what `save_pretrained` of `train_tokenizer`'s tokenizer writes, without transformers.
+
+    Args:
+        backend: from `train_backend`.
+        directory: made if missing.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    backend.save(str(directory / "tokenizer.json"))
+    config = {"backend": "tokenizers", "tokenizer_class": "TokenizersBackend"} | _ROLES
+    text = json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    (directory / "tokenizer_config.json").write_text(text, encoding="utf-8")
 
 
 def check_vocab_size(vocab_size: int) -> None:
@@ -116,7 +128,7 @@ def check_vocab_size(vocab_size: int) -> None:
         raise BuildError(f"--vocab-size is {vocab_size}; a byte-level vocabulary needs at least {smallest} entries")
 
 
-def load_tokenizer(path_or_id: str) -> PreTrainedTokenizerFast:
+def load_tokenizer(path_or_id: str) -> "PreTrainedTokenizerFast":
     """Load a tokenizer and check that chain graphs can be made with it.
 
     Args:
@@ -127,6 +139,8 @@ def load_tokenizer(path_or_id: str) -> PreTrainedTokenizerFast:
     """
     if looks_local(path_or_id) and not Path(path_or_id).expanduser().exists():
         raise BuildError(f"--tokenizer {path_or_id}: does not exist")
+    from transformers import AutoTokenizer
+
     try:
         tokenizer = AutoTokenizer.from_pretrained(path_or_id)
     except (OSError, ValueError, KeyError) as error:
@@ -150,6 +164,11 @@ def check_tokenizer(tokenizer, name: str) -> None:
     ):
         if getattr(tokenizer, f"{role}_token_id") is None:
             raise BuildError(f"--tokenizer {name}: has no {role} token, which {use} needs; set one and save it again")
+
+
+def num_entries(directory: Path) -> int:
+    """Entries of a saved tokenizer, added ones included."""
+    return Tokenizer.from_file(str(directory / "tokenizer.json")).get_vocab_size()
 
 
 def tokenizer_sha256(directory: Path) -> str:

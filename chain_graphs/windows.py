@@ -5,7 +5,9 @@ gets the facts whose anchors fall into it, and each fact its leaf slots. All of 
 once, when the dataset is opened; randomness (masking) belongs to the collator.
 """
 
+from collections import Counter
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,8 +15,10 @@ from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from ..code_graph.schema import RELATION_NAMES
-from .layout import Candidate, is_extra, place
+from .layout import Candidates, find_visible, is_extra, place
 
+# Windows that are placed at once: enough to make arrays pay, few enough to keep them small.
+CHUNK_WINDOWS = 2048
 _SPACE_MARKS = "Ġ▁"
 
 
@@ -77,7 +81,8 @@ def _flat_column(dataset, name: str) -> tuple[np.ndarray, np.ndarray]:
         values.append(chunk.values.to_numpy(zero_copy_only=False)[bounds[0] : bounds[-1]])
         offsets.append(bounds[1:] - bounds[0] + total)
         total += int(bounds[-1] - bounds[0])
-    return np.concatenate(offsets), np.concatenate(values) if values else np.zeros(0, dtype=np.int32)
+    # Lists that are all empty may have no type.
+    return np.concatenate(offsets), np.concatenate(values) if total else np.zeros(0, dtype=np.int32)
 
 
 class WindowDataset(Dataset):
@@ -123,7 +128,7 @@ class WindowDataset(Dataset):
         if unknown:
             raise ValueError(f"exclude_relations names {unknown[0]!r}; the relations are {', '.join(RELATION_NAMES)}")
         self.num_roots, self.leaves_per_root = num_roots, leaves_per_root
-        self._excluded = {RELATION_NAMES.index(name) for name in exclude_relations}
+        self._excluded = [RELATION_NAMES.index(name) for name in exclude_relations]
         self.include_uses, self.include_site_anchors = include_uses, include_site_anchors
         self._bos, self._eos = tokenizer.bos_token_id, tokenizer.eos_token_id
         if self._bos is None or self._eos is None:
@@ -161,78 +166,94 @@ class WindowDataset(Dataset):
         self.token_range = np.array(ranges, dtype=np.int64).reshape(-1, 2)[chosen]
 
     def _place_all(self, dataset, progress: bool) -> None:
-        anchor_offsets, anchor_start = _flat_column(dataset, "anchor_start")
-        columns = ("length", "relation", "reversed", "fact", "is_use", "triple")
-        anchors = np.stack([anchor_start, *(_flat_column(dataset, f"anchor_{name}")[1] for name in columns)], axis=1)
-        leaf_row_offsets, leaf_bounds = _flat_column(dataset, "leaf_offsets")
-        leaf_token_offsets, leaf_tokens = _flat_column(dataset, "leaf_ids")
-        canonical = self._canonical
-
-        counts = {
-            name: 0 for name in ("facts", "extras", "dropped", "extras_dropped", "cut", "without_fact", "outside")
-        }
-        rows: list[tuple] = []
-        placed_ids: list[int] = []
-        last_file, sites = -1, {}
-        fact_counts = np.zeros(len(self.file_index) + 1, dtype=np.int64)
-        token_counts = np.zeros(len(self.file_index) + 1, dtype=np.int64)
-        for window in tqdm(
-            range(len(self.file_index)), desc="placing facts", disable=None if progress else True, leave=False
+        anchors = self._anchors(dataset)
+        leaf_tokens = _flat_column(dataset, "leaf_ids")[1]
+        canonical_leaves, canonical_tokens = self._canonical[leaf_tokens], self._canonical[self._tokens]
+        num_windows = len(self.file_index)
+        begins = self._token_offsets[self.file_index] + self.token_range[:, 0]
+        ends = begins + self.token_range[:, 1] - self.token_range[:, 0]
+        counts = Counter()
+        facts, leaves = [], []
+        fact_counts, token_counts = np.zeros((2, num_windows + 1), dtype=np.int64)
+        for low in tqdm(
+            range(0, num_windows, CHUNK_WINDOWS), desc="placing facts", disable=None if progress else True, leave=False
         ):
-            file = self.file_index[window]
-            start, end = self.token_range[window]
-            a, b = anchor_offsets[file], anchor_offsets[file + 1]
-            if file != last_file:
-                last_file = file
-                # Where each triple's tail stands, if the anchors at the tails' places are taken.
-                sites = {row[6]: row[0] for row in anchors[a:b].tolist() if row[3] and self.include_site_anchors}
-            low, high = np.searchsorted(anchor_start[a:b], (start, end), side="left")
-            roots = self._tokens[self._token_offsets[file] + start : self._token_offsets[file] + end]
-            canonical_roots = canonical[roots].tolist()
-            places: dict[int, list[int]] = {}
-            for position, token in enumerate(canonical_roots):
-                places.setdefault(token, []).append(position)
-
-            candidates = []
-            bounds = leaf_bounds[leaf_row_offsets[file] + low : leaf_row_offsets[file] + high + 1].tolist()
-            base = leaf_token_offsets[file]
-            for number, anchor in enumerate(anchors[a + low : a + high].tolist()):
-                first, length, relation, is_reversed, fact, is_use, triple = anchor
-                if first + length > end or (is_use and not self.include_uses):
-                    counts["outside"] += first + length > end
-                    continue
-                if (is_reversed and not self.include_site_anchors) or relation in self._excluded:
-                    continue
-                leaf = leaf_tokens[base + bounds[number] : base + bounds[number + 1]].tolist()
-                visible = _stands_in(canonical[leaf].tolist(), canonical_roots, places)
-                site = sites.get(triple)
-                extra = is_extra(relation, is_reversed, site is not None, site is not None and start <= site < end)
+            window_begin, window_end = begins[low : low + CHUNK_WINDOWS], ends[low : low + CHUNK_WINDOWS]
+            taken = anchors.between(int(window_begin[0]), int(window_end[-1]))
+            window = np.searchsorted(window_begin, taken.token, side="right") - 1
+            # With `max_windows` there is text between the windows.
+            taken, window = taken.where(taken.token < window_end[window]), window[taken.token < window_end[window]]
+            inside = taken.token + taken.length <= window_end[window]
+            counts["outside"] += int(np.count_nonzero(~inside))
+            keep = inside & (self.include_uses | ~taken.is_use) & (self.include_site_anchors | ~taken.reversed)
+            keep &= ~np.isin(taken.relation, self._excluded)
+            taken, window = taken.where(keep), window[keep]
+            start, end = window_begin[window], window_end[window]
+            shown = (taken.leaf_begin, taken.leaf_length, canonical_leaves, window)
+            candidates = Candidates(
+                window=window,
+                fact=taken.fact,
                 # Root 0 is <s>.
-                position = first - int(start) + 1
-                candidates.append(Candidate(fact, position, length, relation, is_reversed, visible, extra, leaf))
-            if self.leaves_per_root:
-                placed, dropped, extras_dropped = place(candidates, self.leaves_per_root)
-            else:
-                placed, dropped, extras_dropped = [], 0, 0
+                start=taken.token - start + 1,
+                length=taken.length,
+                relation=taken.relation,
+                reversed=taken.reversed,
+                visible=find_visible(*shown, canonical_tokens, window_begin, window_end),
+                extra=is_extra(
+                    taken.relation, taken.reversed, taken.site >= 0, (start <= taken.site) & (taken.site < end)
+                ),
+                leaf_begin=taken.leaf_begin,
+                leaf_length=taken.leaf_length,
+            )
+            placed = place(candidates, leaf_tokens, self.leaves_per_root)
+            chosen = Candidates(*(column[placed.candidate] for column in candidates))
+            columns = (chosen.start, chosen.length, chosen.relation, chosen.reversed, chosen.visible)
+            facts.append(np.stack([*columns, placed.root, placed.slot, placed.num_tokens], axis=1).astype(np.int32))
+            leaves.append(leaf_tokens[_spans(chosen.leaf_begin, placed.num_tokens)])
+            here = len(window_begin)
+            fact_counts[low + 1 : low + 1 + here] = np.bincount(chosen.window, minlength=here)
+            np.add.at(token_counts, low + 1 + chosen.window, placed.num_tokens)
+            counts["facts"] += len(placed.candidate) + placed.num_dropped
+            counts["dropped"] += placed.num_dropped
+            counts["extras_dropped"] += placed.num_extras_dropped
+            counts["cut"] += int(np.count_nonzero(placed.num_tokens < chosen.leaf_length))
+            counts["extras"] += int(np.count_nonzero(chosen.extra))
 
-            for candidate, root, slot, num_tokens in placed:
-                counts["cut"] += num_tokens < len(candidate.leaf)
-                counts["extras"] += candidate.extra
-                rows.append((*candidate[1:6], root, slot, num_tokens))
-                placed_ids.extend(candidate.leaf[:num_tokens])
-                token_counts[window + 1] += num_tokens
-            fact_counts[window + 1] = len(placed)
-            counts["facts"] += len(placed) + dropped
-            counts["dropped"] += dropped
-            counts["extras_dropped"] += extras_dropped
-            counts["without_fact"] += not placed
-
+        counts["without_fact"] = int(np.count_nonzero(fact_counts[1:] == 0))
         self._counts = counts
         self._fact_offsets = np.cumsum(fact_counts)
         self._leaf_offsets = np.cumsum(token_counts)
-        self._facts = np.array(rows, dtype=np.int32).reshape(-1, 8)
-        self._leaf_ids = np.array(placed_ids, dtype=np.int32)
+        self._facts = np.concatenate(facts)
+        self._leaf_ids = np.concatenate(leaves).astype(np.int32)
         self.lengths = (self.token_range[:, 1] - self.token_range[:, 0]) + 2 + token_counts[1:]
+
+    def _anchors(self, dataset) -> "_Anchors":
+        """The anchors of all files, in the order of the text."""
+        offsets, start = _flat_column(dataset, "anchor_start")
+        file = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+        relation = _flat_column(dataset, "anchor_relation")[1]
+        is_reversed = _flat_column(dataset, "anchor_reversed")[1].astype(bool)
+        row_offsets, bounds = _flat_column(dataset, "leaf_offsets")
+        # A row has one bound more than anchors.
+        begin = np.delete(bounds, row_offsets[1:] - 1).astype(np.int64) if len(bounds) else bounds
+        end = np.delete(bounds, row_offsets[:-1]).astype(np.int64) if len(bounds) else bounds
+        token = start + self._token_offsets[file]
+        # Where each triple's tail stands, if the anchors at the tails' places are taken. Triples are numbered by file.
+        triple = _flat_column(dataset, "anchor_triple")[1].astype(np.int64) + offsets[file]
+        site = np.full(int(triple.max(initial=-1)) + 1, -1, dtype=np.int64)
+        if self.include_site_anchors:
+            site[triple[is_reversed]] = token[is_reversed]
+        return _Anchors(
+            token=token,
+            length=_flat_column(dataset, "anchor_length")[1],
+            relation=relation,
+            reversed=is_reversed,
+            fact=_flat_column(dataset, "anchor_fact")[1],
+            is_use=_flat_column(dataset, "anchor_is_use")[1].astype(bool),
+            site=site[triple],
+            leaf_begin=begin + _flat_column(dataset, "leaf_ids")[0][file],
+            leaf_length=end - begin,
+        )
 
     def __len__(self) -> int:
         return len(self.file_index)
@@ -317,9 +338,28 @@ class WindowDataset(Dataset):
         }
 
 
-def _stands_in(leaf: list[int], roots: list[int], places: dict[int, list[int]]) -> bool:
-    """Whether the leaf's tokens stand one after the other among the roots."""
-    if not leaf:
-        return False
-    size = len(leaf)
-    return any(roots[position : position + size] == leaf for position in places.get(leaf[0], ()))
+class _Anchors(NamedTuple):
+    """Anchors as the dataset stores them, an element of each array for each; tokens are counted through all files."""
+
+    token: np.ndarray
+    length: np.ndarray
+    relation: np.ndarray
+    reversed: np.ndarray
+    fact: np.ndarray
+    is_use: np.ndarray
+    site: np.ndarray
+    leaf_begin: np.ndarray
+    leaf_length: np.ndarray
+
+    def between(self, low: int, high: int) -> "_Anchors":
+        """Those that begin at the tokens from `low` to `high` - 1."""
+        bounds = slice(*np.searchsorted(self.token, (low, high)))
+        return _Anchors(*(column[bounds] for column in self))
+
+    def where(self, chosen: np.ndarray) -> "_Anchors":
+        return _Anchors(*(column[chosen] for column in self))
+
+
+def _spans(begin: np.ndarray, length: np.ndarray) -> np.ndarray:
+    """The indices begin .. begin + length - 1 of each span, one span after the other."""
+    return np.arange(length.sum()) - np.repeat(np.cumsum(length) - length - begin, length)

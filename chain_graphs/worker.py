@@ -10,6 +10,7 @@ needs no `if __name__ == "__main__"`. Results go to files, whole or not at all; 
 A file that takes longer than its time ends the process by SIGALRM, whatever code holds it; the parent starts another.
 """
 
+import gc
 import importlib
 import os
 import pickle
@@ -74,6 +75,8 @@ def _sendable(error: BaseException) -> BaseException:
 if __name__ == "__main__":
     # Workers are parallel already; threads inside each would only compete. Ctrl-C is the parent's to handle.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    # A batch makes many small objects and hardly a cycle among them: looking for some is left to every so many.
+    gc.set_threshold(100_000)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         serve(Connection(int(sys.argv[1])))

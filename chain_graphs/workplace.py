@@ -37,7 +37,11 @@ class Workplace:
     def _identity(self) -> str:
         from .manifest import FORMAT_VERSION, versions
 
-        content = {"arguments": self._arguments, "versions": versions(), "format_version": FORMAT_VERSION}
+        content = {
+            "arguments": self._arguments,
+            "versions": versions(self._arguments.get("languages", ())),
+            "format_version": FORMAT_VERSION,
+        }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def _state(self) -> dict:

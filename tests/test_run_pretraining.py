@@ -207,6 +207,25 @@ def test_wrong_data_sets(dataset, tmp_path, capsys):
     assert "num_roots must be at least 3" in error_of(capsys, *roots)
 
 
+def test_build_of_another_language_over_what_another_build_left(tmp_path, capsys):
+    for name in "abc":
+        code = f"class {name.upper()} extends Base {{\n  int size(int {name}) {{ return {name}; }}\n}}\n"
+        (tmp_path / "code" / name).mkdir(parents=True)
+        (tmp_path / "code" / name / f"{name.upper()}.java").write_text(code)
+    stopped = tmp_path / ".data.building"
+    stopped.mkdir()
+    (stopped / "state.json").write_text('{"identity": "of other arguments"}')
+    options = ["--sources", f"dir:{tmp_path / 'code'}", "--dataset", tmp_path / "data", "--languages", "java", *SMALL]
+    options = [str(option) for option in [*options, "--validation_fraction", "0.4", "--vocab_size", "300"]]
+    options += ["--num_proc", "1", "--output_dir", str(tmp_path / "run")]
+    assert "or add --restart_build to throw away" in error_of(capsys, *options)
+    model, data, _, args = parse_arguments([*options, "--restart_build"])
+    train, _, _, manifest = run_pretraining.open_dataset(model, data, args)
+    assert len(train) and manifest["languages"]["java"]["files"] == 3
+    options[options.index("java")] = "go"
+    assert "was built from java, not from go" in error_of(capsys, *options)
+
+
 def small_roberta(directory: Path, vocab_size: int) -> None:
     config = RobertaConfig(
         vocab_size=vocab_size,

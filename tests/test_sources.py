@@ -8,16 +8,8 @@ import datasets
 import pytest
 
 from graphmert.chain_graphs import sources
-from graphmert.chain_graphs.sources import (
-    BuildError,
-    ReadOptions,
-    SkippedFile,
-    SourceFile,
-    decode_python,
-    is_table,
-    is_test_path,
-    parse_source,
-)
+from graphmert.chain_graphs.languages import decode, is_table, is_test_path
+from graphmert.chain_graphs.sources import BuildError, ReadOptions, SkippedFile, SourceFile, parse_source
 
 CODE = "def f(x):\n    return x\n"
 
@@ -54,7 +46,7 @@ def read(spec: str, **options):
     ],
 )
 def test_decode(data, text):
-    assert decode_python(data) == text
+    assert decode(data) == text
 
 
 @pytest.mark.parametrize(
@@ -72,7 +64,7 @@ def test_decode(data, text):
 )
 def test_not_text(data, reason):
     with pytest.raises(UnicodeError) as error:
-        decode_python(data)
+        decode(data)
     assert str(error.value) == reason
 
 
@@ -157,9 +149,9 @@ def test_order_is_fixed_and_commas_in_paths_are_kept(tmp_path):
 def test_single_file(tmp_path):
     write(tmp_path, {"a.py": CODE, "b.py": b"\0\1\2", "c.txt": "text"})
     assert read(f"dir:{tmp_path}/a.py")[0] == {"a.py": "a"}
-    with pytest.raises(BuildError, match=r"b\.py is not a Python text file: null bytes"):
+    with pytest.raises(BuildError, match=r"b\.py is not text: null bytes"):
         read(f"dir:{tmp_path}/b.py")
-    with pytest.raises(BuildError, match=r"c\.txt is not a directory nor a \.py file"):
+    with pytest.raises(BuildError, match=r"c\.txt is not a directory nor a file of python"):
         read(f"dir:{tmp_path}/c.txt")
 
 

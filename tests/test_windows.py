@@ -7,9 +7,11 @@ from types import SimpleNamespace
 import datasets
 import numpy as np
 import pytest
+from naive_layout import Candidate, Placed, stands_in
+from naive_layout import place as naive_place
 from tiny import TEXT, tiny_tokenizer
 
-from graphmert.chain_graphs.layout import Candidate, Placed, place
+from graphmert.chain_graphs import layout
 from graphmert.chain_graphs.linking import ROW_COLUMNS, LeafEncoder, link_file
 from graphmert.chain_graphs.windows import WindowDataset, canonical_ids, cut_windows
 
@@ -131,6 +133,70 @@ def test_cut_windows_partition_the_file(seed):
 
 def candidate(fact, start, leaf, relation=5, length=1, is_reversed=0, visible=False, extra=False):
     return Candidate(fact, start, length, relation, is_reversed, visible, extra, leaf)
+
+
+def place_windows(windows, leaves_per_root):
+    """`layout.place` on lists of candidates, one for each window: placed facts of each window, and numbers dropped."""
+    every = [(number, item) for number, window in enumerate(windows) for item in window]
+    sizes = np.array([len(item.leaf) for _, item in every], dtype=np.int64)
+    names = ("fact", "start", "length", "relation", "reversed", "visible", "extra")
+    columns = {name: np.array([getattr(item, name) for _, item in every], dtype=np.int64) for name in names}
+    candidates = layout.Candidates(
+        window=np.array([number for number, _ in every], dtype=np.int64),
+        **columns,
+        leaf_begin=np.cumsum(sizes) - sizes,
+        leaf_length=sizes,
+    )
+    tokens = np.array([token for _, item in every for token in item.leaf], dtype=np.int32)
+    found = layout.place(candidates, tokens, leaves_per_root)
+    placed = [[] for _ in windows]
+    for index, *where in zip(*(column.tolist() for column in found[:4]), strict=True):
+        placed[every[index][0]].append(Placed(every[index][1], *where))
+    return placed, found.num_dropped, found.num_extras_dropped
+
+
+def place(candidates, leaves_per_root):
+    """One window placed, the same in arrays as in plain Python."""
+    [placed], *dropped = place_windows([candidates], leaves_per_root)
+    assert (placed, *dropped) == naive_place(candidates, leaves_per_root)
+    return placed, *dropped
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_many_windows_at_once_are_placed_as_one_by_one(seed):
+    rng = np.random.default_rng(seed)
+
+    def random_candidate(_):
+        # Few starts, relations and tokens, so that facts compete and leaves begin alike.
+        leaf = [0] * int(rng.integers(0, 9)) + [int(rng.integers(2))]
+        fact, start, length, relation = (int(rng.integers(*bounds)) for bounds in ((0, 30), (1, 4), (1, 4), (6, 9)))
+        return Candidate(fact, start, length, relation, *(bool(rng.integers(4) == 0) for _ in range(3)), leaf)
+
+    windows = [list(map(random_candidate, range(rng.integers(0, 50)))) for _ in range(60)]
+    for leaves_per_root in (1, 3, 7):
+        placed, *dropped = place_windows(windows, leaves_per_root)
+        expected = [naive_place(window, leaves_per_root) for window in windows]
+        assert placed == [one[0] for one in expected]
+        assert dropped == [sum(one[1] for one in expected), sum(one[2] for one in expected)]
+    assert min(dropped) > 0
+
+
+def test_leaves_that_stand_in_their_windows():
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(0, 4, 400)
+    ends = np.sort(rng.choice(np.arange(1, 401), 20, replace=False))
+    begins = np.concatenate([[0], ends[:-1]]) + rng.integers(0, 2, 20)
+    leaves = [rng.integers(0, 4, rng.integers(0, 6)) for _ in range(600)]
+    window = rng.integers(0, 20, len(leaves))
+    sizes = np.array(list(map(len, leaves)))
+    found = layout.find_visible(
+        np.cumsum(sizes) - sizes, sizes, np.concatenate(leaves), window, tokens, begins, ends
+    ).tolist()
+    expected = [
+        stands_in(leaf.tolist(), tokens[begins[number] : ends[number]].tolist())
+        for leaf, number in zip(leaves, window, strict=True)
+    ]
+    assert found == expected and 100 < sum(expected) < 500
 
 
 def rooms(placed):
