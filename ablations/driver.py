@@ -257,7 +257,7 @@ class Driver:
         whole = folder / f".{'+'.join(names)}.json"
         options = dict(self.setting.task_arguments)
         for name in names:
-            options.update(self.setting.tasks.get(name, {}))
+            options.update({**self.setting.tasks.get(name, {}), **run.row.tasks.get(name, {})})
         if self.arguments.num_threads is not None:
             options["num_threads"] = self.arguments.num_threads
         command = [sys.executable, "-m", "graphmert.tasks", *names, "--model", str(run.model_dir)]

@@ -26,6 +26,22 @@ _NO_FIGURE = {
     "num_proc",
     "layout",
 }
+# Options that change nothing where there is no leaf.
+_ONLY_WITH_LEAVES = (
+    "use_hgat",
+    "hgat_init",
+    "hgat_init_scale",
+    "relation_dropout",
+    "leaf_position",
+    "mnm_target",
+    "mnm_weight",
+    "mnm_probability",
+    "masked_span_leaves",
+    "mask_visible_copies",
+    "include_uses",
+    "include_site_anchors",
+    "exclude_relations",
+)
 # Options of the trainer that do.
 _TRAINING_FIGURE = (
     "seed",
@@ -88,6 +104,9 @@ def _identity(model: dict, data: dict, training: dict) -> dict:
         values["num_train_epochs"] = None
     if values["train_sampling_strategy"] != "group_by_length":
         values["order_leaves_per_root"] = None
+    if values["leaves_per_root"] == 0:
+        # Without leaves nothing reads these.
+        values.update(dict.fromkeys(_ONLY_WITH_LEAVES))
     whole = values["include_uses"] and values["include_site_anchors"] and not values["exclude_relations"]
     if whole and values["order_leaves_per_root"] == values["leaves_per_root"]:
         # The order of the whole graph is a graph's own order if nothing was left out.

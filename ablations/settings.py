@@ -13,8 +13,18 @@ import yaml
 from ..pretraining_arguments import parse_arguments
 
 ROWS_DIR = "rows"
-_SETTING_KEYS = {"description", "baseline", "rows", "seeds", "training", "tasks", "task_arguments", "headline"}
-_ROW_KEYS = {"description", "training", "same_time_as"}
+_SETTING_KEYS = {
+    "description",
+    "baseline",
+    "recipe",
+    "rows",
+    "seeds",
+    "training",
+    "tasks",
+    "task_arguments",
+    "headline",
+}
+_ROW_KEYS = {"description", "training", "same_time_as", "tasks"}
 # The driver decides these for each run.
 _OWN_OPTIONS = ("output_dir", "dataset", "sources", "seed", "data_seed", "num_threads", "resume", "overwrite")
 
@@ -28,12 +38,14 @@ class Row:
         description: what it changes, one sentence.
         training: options of `run_pretraining.py` over the setting's.
         same_time_as: row whose training time it is given: its steps are scaled by the measured time of a step.
+        tasks: task -> options for this row's checkpoints, over the setting's.
     """
 
     name: str
     description: str
     training: dict
     same_time_as: str | None = None
+    tasks: dict[str, dict] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -46,6 +58,7 @@ class Setting:
         training: options of `run_pretraining.py`.
         rows: the chosen rows by name, in order.
         baseline: name of the row that the others are compared to.
+        recipe: name of the row that they are compared to in figures that the baseline does not have.
         seeds: one run of each row for each.
         tasks: task -> its options; empty: every task that is installed.
         task_arguments: options common to all tasks.
@@ -57,6 +70,7 @@ class Setting:
     training: dict
     rows: dict[str, Row]
     baseline: str
+    recipe: str
     seeds: tuple[int, ...]
     tasks: dict[str, dict] = field(default_factory=dict)
     task_arguments: dict = field(default_factory=dict)
@@ -137,7 +151,11 @@ def read_row(path: str | Path) -> Row:
     if not values.get("description"):
         raise ValueError(f"{path} has no description: one sentence on what the row changes")
     return Row(
-        path.stem, " ".join(values["description"].split()), values.get("training") or {}, values.get("same_time_as")
+        name=path.stem,
+        description=" ".join(values["description"].split()),
+        training=values.get("training") or {},
+        same_time_as=values.get("same_time_as"),
+        tasks=values.get("tasks") or {},
     )
 
 
@@ -176,6 +194,7 @@ def read_setting(path: str | Path, rows: list[str] | None = None, seeds: list[in
         training=values.get("training") or {},
         rows=chosen,
         baseline=values.get("baseline") or "graph_off",
+        recipe=values.get("recipe") or "full",
         seeds=tuple(seeds),
         tasks={name: options or {} for name, options in (values.get("tasks") or {}).items()},
         task_arguments=values.get("task_arguments") or {},
