@@ -161,6 +161,8 @@ class Driver:
         say: Callable[[str], None] = tqdm.write,
     ):
         self.setting, self.states, self.arguments, self.say = setting, states, arguments, say
+        self.training_command = [sys.executable, str(_PROGRAM)]
+        self.tasks_command = [sys.executable, "-m", "graphmert.tasks"]
         self._children: set[subprocess.Popen] = set()
         self._lock = threading.Lock()
         self._stopped = threading.Event()
@@ -225,7 +227,7 @@ class Driver:
         run = state.run
         log = run.directory / "log.txt"
         begin = log.stat().st_size if log.exists() else 0
-        command = [sys.executable, str(_PROGRAM), str(run.directory / "config.yaml"), "--resume", "auto"]
+        command = [*self.training_command, str(run.directory / "config.yaml"), "--resume", "auto"]
 
         def watch() -> None:
             with log.open("rb") as file:
@@ -260,7 +262,7 @@ class Driver:
             options.update({**self.setting.tasks.get(name, {}), **run.row.tasks.get(name, {})})
         if self.arguments.num_threads is not None:
             options["num_threads"] = self.arguments.num_threads
-        command = [sys.executable, "-m", "graphmert.tasks", *names, "--model", str(run.model_dir)]
+        command = [*self.tasks_command, *names, "--model", str(run.model_dir)]
         command += ["--dataset", str(self.arguments.heldout), "--training-dataset", str(self.arguments.dataset)]
         command += ["--output", str(whole), "--save-examples"]
         for name, value in options.items():

@@ -13,10 +13,11 @@ from .figures import draw_curves, draw_differences
 from .settings import Setting
 
 KIND = "ablations"
-_PAIRS = """Runs with the same seed are pairs: same weights at the start where they have the same parts, same windows in the same
-order, same masked tokens. A difference is called better or worse only where the 95 % interval over seeds (Student's t) and,
-where results by example are kept, that over seeds and examples (bootstrap) leave out zero. Of twenty differences that are
-none, one is shown all the same. Rows that were judged on other examples than the baseline are not compared."""
+_PAIRS = """\
+Runs with the same seed are pairs: same weights at the start where they have the same parts, same windows in the same
+order, same masked tokens. A difference is called better or worse only where the 95 % interval over seeds (Student's t)
+and, where results by example are kept, that over seeds and examples (bootstrap) leave out zero. Of twenty differences
+that are none, one is shown all the same. Rows that were judged on other examples than the baseline are not compared."""
 
 
 def write_report(setting: Setting, runs_dir: str | Path, record: str | Path, command: str, resamples: int) -> str:

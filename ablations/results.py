@@ -90,7 +90,7 @@ def with_block(readme: str, block: str) -> str:
     begin, end = readme.find(BEGIN), readme.find(END)
     if begin < 0 or end < begin or readme.count(BEGIN) > 1 or readme.count(END) > 1:
         raise ValueError(f"README.md needs {BEGIN} once and {END} once after it")
-    return f"{readme[: begin + len(BEGIN)]}\n{block}\n{readme[end:]}"
+    return f"{readme[: begin + len(BEGIN)]}\n\n{block}\n\n{readme[end:]}"
 
 
 def write_results(root: str | Path, write: bool = True) -> list[Path]:

@@ -97,7 +97,7 @@ def claims(figures: dict) -> list[str]:
                 f"{name} is {difference['verdict']} than {found['against']} in {metric}: {signed(difference['mean'])} "
                 f"{interval(difference['t_interval'])}"
             )
-    lines.append(f"{not_shown} other differences in headline metrics are not shown: an interval holds zero.")
+    lines.append(f"Differences in headline metrics that are not shown, since an interval holds zero: {not_shown}.")
     return lines
 
 
