@@ -14,7 +14,7 @@ VALIDATION = "validation"
 
 
 # Arrays of a task that say which examples it took, not what came out.
-_WHICH_EXAMPLES = ("window", "column", "relation", "visible", "no_copy", "count")
+_WHICH_EXAMPLES = ("window", "column", "relation", "visible", "no_copy", "count", "file", "start", "is_return")
 
 
 @dataclass
@@ -74,7 +74,9 @@ class Result:
         report = self.reports[task]
         others = {*report.get("controls", {}), *report.get("baselines", {})}
         speakers = {key.split(": ")[0] for key in arrays if ": " in key} - others
-        # A task may call the checkpoint by the way that it was used.
+        # A task may call the checkpoint by the way that it was used, or say in which way it was asked.
+        if report.get("details", {}).get("asked"):
+            speakers = {report["details"]["asked"]}
         if "model" not in speakers and len(speakers) == 1:
             found = example_sums(figure, arrays, speakers.pop())
             if found is not None:

@@ -13,8 +13,10 @@ import numpy as np
 from .statistics import macro_f1_of_sums, ratio_of_sums
 
 # Figures whose arrays have another name.
-_ARRAY_OF_FIGURE = {"accuracy": "correct", "mrr": "reciprocal_rank", "map": "average_precision"}
+_ARRAY_OF_FIGURE = {"accuracy": "correct", "mrr": "reciprocal_rank", "map_at_r": "average_precision"}
 _FACT_GROUPS = ("visible", "invisible", "no_copy")
+# Figures that say how often the right answer came first, in tasks that keep its reciprocal rank.
+_FIRST = ("accuracy", "recall_at_1")
 
 
 class ExampleSums(NamedTuple):
@@ -40,6 +42,13 @@ def example_sums(figure: str, arrays: Mapping[str, np.ndarray], who: str = "mode
     for key in (f"{who}: {name}{suffix}", f"{name}{suffix}") if who == "model" else (f"{who}: {name}{suffix}",):
         if key in arrays and np.ndim(arrays[key]) == 1:
             return _weighted(np.asarray(arrays[key], dtype=np.float64), arrays.get("count" + suffix))
+    reciprocal = f"{who}: reciprocal_rank{suffix}"
+    if base in _FIRST and reciprocal in arrays:
+        ranks = np.asarray(arrays[reciprocal], dtype=np.float64)
+        return _weighted(np.where(np.isfinite(ranks), ranks >= 1, np.nan), None)
+    if f"rank {who}" in arrays and base.removeprefix("top").isdigit() and suffix in ("", "_return"):
+        chosen = arrays["is_return"] if suffix else np.ones(len(arrays[f"rank {who}"]))
+        return _weighted((arrays[f"rank {who}"] < int(base.removeprefix("top"))) * chosen, chosen)
     if who != "model" or "window" not in arrays:
         return None
     chosen = _group(suffix, arrays)
@@ -57,7 +66,7 @@ def example_sums(figure: str, arrays: Mapping[str, np.ndarray], who: str = "mode
 def _split(figure: str, arrays: Mapping[str, np.ndarray]) -> tuple[str, str]:
     """A figure's name and its group's suffix."""
     suffixes = [name.removeprefix("count") for name in arrays if name.startswith("count_")]
-    suffixes += [f"_{group}" for group in _FACT_GROUPS] + ["_name_masked", "_all_masked"]
+    suffixes += [f"_{group}" for group in _FACT_GROUPS] + ["_name_masked", "_all_masked", "_return"]
     suffix = max((item for item in suffixes if figure.endswith(item)), key=len, default="")
     return figure.removesuffix(suffix), suffix
 

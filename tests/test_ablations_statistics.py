@@ -154,6 +154,15 @@ def test_one_value_for_each_query():
     assert _figure("mrr_name_masked", arrays, "tuned") == pytest.approx(0.75)
 
 
+def test_how_often_the_right_answer_came_first():
+    arrays = {"model: reciprocal_rank": np.array([1.0, 0.5, 1.0, np.nan]), "rank leaf": np.array([0, 4, 7])}
+    arrays["is_return"] = np.array([True, False, True])
+    assert _figure("accuracy", arrays) == pytest.approx(2 / 3)
+    assert _figure("top5", arrays, "leaf") == pytest.approx(2 / 3)
+    assert _figure("top5_return", arrays, "leaf") == pytest.approx(1 / 2)
+    assert example_sums("top5_parameter", arrays, "leaf") is None
+
+
 def _figure(name: str, arrays: dict, who: str = "model") -> float:
     found = example_sums(name, arrays, who)
     return float(found.figure(found.sums.sum(0)))
