@@ -36,8 +36,9 @@ def analyse(setting: Setting, results: list[Result], resamples: int) -> dict:
         `metrics`: metric -> `higher_is_better`, `against` (the row that the others are compared to: the baseline, or the
         recipe where the baseline has no such figure), `rows`: row -> `values` by seed, `mean`, `deviation`, `difference`,
         `comparable` (whether it was judged on the same examples; if not, there is no difference).
-        `controls`: headline metric -> row -> control -> difference of control and model. `baselines`: task -> method ->
-        figures. `headline`: `metrics` and `rows`.
+        `controls`: headline metric -> row -> control -> `mean`, `deviation`, and the differences of the figure before the
+        changed input `to_model` (the same checkpoints before their own input) and `to_baseline` (the baseline row's
+        checkpoints). `baselines`: task -> method -> figures. `headline`: `metrics` and `rows`.
     """
     metrics = metrics_of(results)
     headline = headline_metrics(setting, metrics)
@@ -109,7 +110,7 @@ def _bootstrap(pairs: list[tuple[Result, Result]], metric: str, resamples: int) 
 
 
 def _controls(metric: str, analysed: dict) -> dict:
-    """How far the figure changes, in each row, when the input of the same checkpoints is changed."""
+    """What the figure is, in each row, when the input of the same checkpoints is changed."""
     task, figure = metric.rsplit("/", 1)
     found: dict[str, dict] = {}
     for name, values in analysed.items():
@@ -120,8 +121,20 @@ def _controls(metric: str, analysed: dict) -> dict:
             model = analysed[metric]["rows"].get(row)
             if model is not None:
                 pair = ({int(seed): value for seed, value in item["values"].items()} for item in (changed, model))
-                difference = compare(*pair, values["higher_is_better"])
-                found.setdefault(row, {})[control] = None if difference is None else difference.as_json()
+                to_model, to_baseline = compare(*pair, values["higher_is_better"]), None
+                against = analysed[metric]["against"]
+                if row != against and model["comparable"]:
+                    baseline = analysed[metric]["rows"][against]
+                    pair = (
+                        {int(seed): value for seed, value in item["values"].items()} for item in (changed, baseline)
+                    )
+                    to_baseline = compare(*pair, values["higher_is_better"])
+                found.setdefault(row, {})[control] = {
+                    "mean": changed["mean"],
+                    "deviation": changed["deviation"],
+                    "to_model": None if to_model is None else to_model.as_json(),
+                    "to_baseline": None if to_baseline is None else to_baseline.as_json(),
+                }
     return found
 
 

@@ -83,6 +83,8 @@ def _corpora(results: list[Result]) -> dict:
         corpora["training_manifest_sha256"] = sha256
         corpora["projects_of_validation"] = result.summary["projects_held_out"]
         for task, report in result.reports.items():
+            if "not_applicable" in report:
+                continue
             # Where the corpus lies says nothing of what it is.
             corpus = {key: value for key, value in (report.get("dataset") or {}).items() if key != "path"}
             if corpora["held_out"].setdefault(task, corpus) != corpus:

@@ -70,15 +70,22 @@ def metric_table(figures: dict, metric: str) -> str:
 
 
 def control_table(figures: dict, metric: str) -> str | None:
-    """What changes when the input of the same checkpoints is changed; None where no task has a control."""
-    found = figures["controls"].get(metric) or {}
-    rows = [
-        [row, control, signed(difference["mean"]), interval(difference["t_interval"]), difference["verdict"]]
-        for row, controls in found.items()
-        for control, difference in controls.items()
-        if difference is not None
-    ]
-    return markdown(["row", "change of the input", "difference", "95 % over seeds", ""], rows) if rows else None
+    """The figure when the input of the same checkpoints is changed; None where no task has a control."""
+    against = figures["metrics"][metric]["against"]
+    rows = []
+    for row, controls in (figures["controls"].get(metric) or {}).items():
+        for control, cell in controls.items():
+            cells = [_difference(cell[kind]) for kind in ("to_model", "to_baseline")]
+            rows.append([row, control, mean_and_spread(cell), *cells])
+    header = ["row", "change of the input", "mean ± sd", "difference to the row itself", f"difference to {against}"]
+    return markdown(header, rows) if rows else None
+
+
+def _difference(difference: dict | None) -> str:
+    """A difference with its interval over seeds and what may be said of it."""
+    if difference is None:
+        return "-"
+    return f"{signed(difference['mean'])} {interval(difference['t_interval'])} {difference['verdict']}"
 
 
 def claims(figures: dict) -> list[str]:

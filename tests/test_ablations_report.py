@@ -45,6 +45,10 @@ def runs(tmp_path):
         write_task(
             run, "search", {"mrr": ranks.mean()}, baselines={"BM25": {"mrr": 0.4}}, **{"tuned: reciprocal_rank": ranks}
         )
+        if run.row.name == "graph_off":
+            (run.directory / "tasks" / "facts.json").write_text('{"not_applicable": "no leaves", "dataset": null}')
+        else:
+            write_task(run, "facts", {"accuracy": 0.7 + run.seed / 10})
         sums = {
             "model: loss": np.full(4, 2 * loss),
             "no leaves: loss": np.full(4, 2 * loss + 1),
@@ -77,9 +81,12 @@ def test_record_holds_means_differences_and_intervals(runs):
     assert run["metrics"]["validation/relation_macro_f1"]["against"] == "full"
     other = run["metrics"]["validation/mlm_loss_not_in_leaf"]["rows"]["full"]
     assert other["difference"] is None and not other["comparable"]
+    assert run["metrics"]["facts/accuracy"]["against"] == "full"
+    assert run["runs"][0]["not_applicable"] == {"facts": "no leaves"}
     # The same checkpoints without leaves are half a nat worse, whatever the seed.
     control = run["controls"]["tokens/loss"]["full"]["no leaves"]
-    assert control["mean"] == pytest.approx(0.5) and control["verdict"] == "worse"
+    assert control["to_model"]["mean"] == pytest.approx(0.5) and control["to_model"]["verdict"] == "worse"
+    assert control["to_baseline"]["mean"] == pytest.approx(-0.5) and control["mean"] == pytest.approx(5.5333, abs=1e-4)
     assert run["baselines"]["search"] == {"BM25": {"mrr": 0.4}} and run["missing_runs"] == []
     assert run["corpora"]["held_out"]["search"] == {"sha256": "abc"} and "/here" not in json.dumps(run)
     record = runs[2] / "records" / "2030-01-01-ablations-tiny"
@@ -120,7 +127,10 @@ def test_pages_follow_the_records(runs, capsys):
     row = "| validation/mlm_loss (lower is better) | 6.0333 ± 0.1528 | **5.0333 ± 0.2517** (better) |"
     assert row in readme and row in page and readme.endswith(f"{END}\n\nrest\n") and "stale" not in readme
     assert "../records/2030-01-01-ablations-tiny/differences.png" in page and "| *BM25* |" in page
-    assert "| full | no leaves | +0.5000 |" in page
+    assert (
+        "| full | no leaves | 5.5333 ± 0.2517 | +0.5000 [+0.5000, +0.5000] worse | -0.5000 [-0.7484, -0.2516] better |"
+        in page
+    )
     # A newer record of the same setting takes its place.
     old, new = (root / "records" / f"{year}-01-01-ablations-tiny" for year in (2030, 2031))
     new.mkdir()
