@@ -12,7 +12,7 @@ import pytest
 from ablation_runs import ROWS, SETTING, finish, summary_of, tiny_runs, write_setting
 
 from graphmert.ablations.__main__ import main
-from graphmert.ablations.driver import Driver, DriverArguments, Pace, format_plan, plan
+from graphmert.ablations.driver import Driver, DriverArguments, Pace, _claimed, format_plan, plan
 from graphmert.ablations.matching import adopt, differences, identity_of_config, identity_of_summary
 from graphmert.ablations.settings import options_of, read_setting, runs_of, write_config
 from graphmert.ablations.step_time import steps_in_the_same_time
@@ -148,6 +148,31 @@ def test_stopping_ends_the_children_and_the_next_driver_goes_on(tiny):
     for run in runs:
         (run.directory / "wait").unlink()
     assert driver().execute() == []
+
+
+def test_a_run_stays_claimed_while_its_child_lives(tiny):
+    """A driver that is killed leaves its children behind; the next one must not train beside them."""
+    _, runs, driver, _ = tiny
+    folder = runs[0].directory
+    (folder / "wait").touch()
+    command = [
+        sys.executable,
+        "-c",
+        f"import os, time\nwhile os.path.exists({str(folder / 'wait')!r}): time.sleep(0.05)",
+    ]
+    first = driver()
+    with _claimed(folder) as claim:
+        thread = threading.Thread(target=first._run, args=(command, folder / "log.txt", claim))
+        thread.start()
+        while not first._children:
+            time.sleep(0.05)
+    # The driver's own claim is gone, as if it had been killed.
+    with _claimed(folder) as claim:
+        assert claim is None
+    (folder / "wait").unlink()
+    thread.join(60)
+    with _claimed(folder) as claim:
+        assert claim is not None
 
 
 def test_another_run_in_the_directory_is_refused(tiny):
