@@ -16,9 +16,15 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=["graphmert", "graphmert.code_graph", "graphmert.chain_graphs", "graphmert.configs"],
+    packages=[
+        "graphmert",
+        "graphmert.code_graph",
+        "graphmert.chain_graphs",
+        "graphmert.configs",
+        "graphmert.ablations",
+    ],
     package_dir={"graphmert": "."},
-    package_data={"graphmert.configs": ["*.yaml", "corpora/*.yaml"]},
+    package_data={"graphmert.configs": ["*.yaml", "corpora/*.yaml", "ablations/*.yaml", "ablations/rows/*.yaml"]},
     install_requires=[
         "torch>=2.6",
         "transformers>=5.17",

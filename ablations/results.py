@@ -1,0 +1,119 @@
+"""docs/RESULTS.md and the README's table, from the records of ablations."""
+
+import json
+from pathlib import Path
+
+from . import tables
+from .report import KIND
+
+BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+_COMMAND = "python -m graphmert.ablations results"
+
+
+def read_records(root: str | Path) -> list[dict]:
+    """The records of ablations, newest first.
+
+    Args:
+        root: directory that holds `records/`.
+    """
+    records = []
+    for file in sorted(Path(root, "records").glob("*/run.json"), reverse=True):
+        run = json.loads(file.read_text(encoding="utf-8"))
+        if run.get("kind") == KIND:
+            records.append({**run, "name": file.parent.name})
+    return records
+
+
+def newest_of_each_setting(records: list[dict]) -> list[dict]:
+    """For each setting its newest record."""
+    newest: dict[str, dict] = {}
+    for run in records:
+        newest.setdefault(run["setting"]["name"], run)
+    return list(newest.values())
+
+
+def results_page(records: list[dict]) -> str:
+    """docs/RESULTS.md, whole."""
+    parts = [
+        "# Results",
+        f"Written by `{_COMMAND}` from `records/`; do not edit. What the rows are and how the figures are made is told\n"
+        "in [ABLATIONS.md](ABLATIONS.md).",
+    ]
+    if not records:
+        parts.append("No record of ablations yet.")
+    for run in newest_of_each_setting(records):
+        folder = f"../records/{run['name']}"
+        seeds = ", ".join(map(str, run["setting"]["seeds"]))
+        parts += [
+            f"## {run['setting']['name']}",
+            f"{run['setting']['description']} {len(run['runs'])} runs, seeds {seeds}; [record]({folder}).",
+            tables.short_table(run),
+            "\n".join(f"- {line}" for line in tables.claims(run)),
+            f"![Paired differences]({folder}/differences.png)",
+        ]
+        for metric in run["headline"]["metrics"]:
+            parts += [f"### {run['setting']['name']}: {metric}", tables.metric_table(run, metric)]
+            controls = tables.control_table(run, metric)
+            if controls is not None:
+                parts += ["The same checkpoints before a changed input:", controls]
+    older = [run for run in records if run not in newest_of_each_setting(records)]
+    if older:
+        links = "\n".join(f"- [{run['name']}](../records/{run['name']})" for run in older)
+        parts += ["## Earlier records", links]
+    return "\n\n".join(parts) + "\n"
+
+
+def readme_block(records: list[dict]) -> str:
+    """What stands between the README's markers."""
+    parts = [f"<!-- written by `{_COMMAND}` -->"]
+    for run in newest_of_each_setting(records):
+        name = run["setting"]["name"]
+        parts += [
+            f"Setting `{name}`, {len(run['setting']['seeds'])} seeds, mean ± standard deviation; bold where the paired "
+            f"difference to {run['setting']['baseline']} is shown ([record](records/{run['name']}), "
+            "[all rows](docs/RESULTS.md)):",
+            tables.short_table(run),
+        ]
+    if not records:
+        parts.append("No record of ablations yet.")
+    return "\n\n".join(parts)
+
+
+def with_block(readme: str, block: str) -> str:
+    """A README with the block between its markers; as it is where it has none.
+
+    Raises:
+        ValueError: one marker without the other, or out of order.
+    """
+    if BEGIN not in readme and END not in readme:
+        return readme
+    begin, end = readme.find(BEGIN), readme.find(END)
+    if begin < 0 or end < begin or readme.count(BEGIN) > 1 or readme.count(END) > 1:
+        raise ValueError(f"README.md needs {BEGIN} once and {END} once after it")
+    return f"{readme[: begin + len(BEGIN)]}\n\n{block}\n\n{readme[end:]}"
+
+
+def write_results(root: str | Path, write: bool = True) -> list[Path]:
+    """Bring the pages up to date.
+
+    Args:
+        root: directory with `records/`, `docs/` and `README.md`.
+        write: write what changed; else only say.
+
+    Returns:
+        The pages that were out of date.
+    """
+    root = Path(root)
+    records = read_records(root)
+    pages = {root / "docs" / "RESULTS.md": results_page(records)}
+    readme = root / "README.md"
+    if readme.is_file():
+        pages[readme] = with_block(readme.read_text(encoding="utf-8"), readme_block(records))
+    changed = []
+    for path, text in pages.items():
+        if not path.is_file() or path.read_text(encoding="utf-8") != text:
+            changed.append(path)
+            if write:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(text, encoding="utf-8")
+    return changed
