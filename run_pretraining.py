@@ -2,7 +2,8 @@
 
 Reads a data set built by `python -m graphmert.chain_graphs.build` (or builds it first, with --sources), trains from
 scratch or from a RoBERTa or CodeBERT checkpoint, and ends with a table of held-out figures beside their baselines.
-Exit status: 0; 1 when the loss became NaN or infinite; 2 for wrong input.
+Exit status: 0; 1 when the loss became NaN or infinite; 2 for wrong input or a Hub token that may not write; 3 when the
+model was trained and saved but could not be pushed to the Hub.
 """
 
 import hashlib
@@ -22,6 +23,7 @@ from transformers.utils import logging as hf_logging
 
 from graphmert.checkpoint_files import newest_complete_checkpoint, why_incomplete
 from graphmert.collator import GraphMertCollator
+from graphmert.hub_training import PUSH_ERRORS, check_hub_access, short_reason, upload_command
 from graphmert.pretraining_arguments import (
     PROGRAM,
     DataArguments,
@@ -90,6 +92,7 @@ def main(argv: list[str] | None = None) -> int:
     hf_logging.disable_progress_bar()
     clock = [time.time()]
     try:
+        check_hub_access(args)
         checkpoint = prepare_output_dir(run_args, args)
         train_windows, eval_windows, tokenizer, manifest = open_dataset(model_args, data_args, args)
         set_seed(args.seed)
@@ -97,6 +100,12 @@ def main(argv: list[str] | None = None) -> int:
         if checkpoint is not None:
             check_same_model(checkpoint, model.config)
         trainer = build_trainer(model, model_args, data_args, args, tokenizer, train_windows, eval_windows)
+        trainer.card_facts = {
+            "manifest": manifest,
+            "base_model": model_args.base_model,
+            "license": run_args.model_license,
+            "data_arguments": asdict(data_args),
+        }
     except (ValueError, OSError) as error:
         return _fail(args, error, status=2)
     say = print if trainer.is_world_process_zero() else _silent
@@ -112,10 +121,28 @@ def main(argv: list[str] | None = None) -> int:
     if trainer.is_world_process_zero():
         arguments = {"model": asdict(model_args), "data": asdict(data_args), "run": asdict(run_args)}
         summarise(say, trainer, metrics, arguments, manifest, checkpoint, clock)
+        trainer.create_model_card()
     trainer.accelerator.wait_for_everyone()
-    if args.push_to_hub:
-        trainer.push_to_hub()
+    status = push_model(trainer) if args.push_to_hub else 0
     trainer.accelerator.end_training()
+    return status
+
+
+def push_model(trainer: GraphMertTrainer) -> int:
+    """Push the saved model; when that fails, say how to do it later.
+
+    Returns:
+        The exit status.
+    """
+    args = trainer.args
+    try:
+        trainer.push_to_hub()
+    except PUSH_ERRORS as error:
+        later = upload_command(args.output_dir, trainer.hub_model_id, args.hub_revision)
+        reason = (
+            f"the push failed: {short_reason(error)}; the model is saved in {args.output_dir}, push it with: {later}"
+        )
+        return _fail(args, RuntimeError(reason), status=3)
     return 0
 
 
@@ -492,6 +519,7 @@ def summarise(say, trainer, metrics, arguments, manifest, checkpoint, clock) -> 
     if arguments["model"]["mnm_target"] != "tail" and arguments["model"]["leaves_per_root"]:
         lookups = relation_baselines(train_windows, eval_windows, collator)
     rows = held_out_rows(metrics, unigram, lookups)
+    trainer.card_facts |= {"rows": rows, "evaluation": metrics}
     clock.append(time.time())
     times = dict(zip(("prepare", "train", "evaluate"), (b - a for a, b in pairwise(clock)), strict=True))
     summary = {
