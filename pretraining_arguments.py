@@ -13,8 +13,8 @@ from .trainer_graphmert import GraphMertTrainingArguments
 PROGRAM = "run_pretraining.py"
 DESCRIPTION = """Pretrain GraphMERT on code. Reads a data set built by `python -m graphmert.chain_graphs.build`, or builds it
 first (--sources); trains from scratch or from a RoBERTa or CodeBERT checkpoint (--base_model); ends with a table of held-out
-figures beside their baselines. Exit status: 0; 1 when the loss became NaN or infinite; 2 for wrong input; 3 when the model
-could not be pushed to the Hub at the end (--push_to_hub; it is saved all the same)."""
+figures beside their baselines. Exit status: 0; 1 when the loss became NaN or infinite; 2 for wrong input; 3 when the
+trained model could not be pushed to the Hub or, on a full disk, not be saved."""
 
 
 @dataclass

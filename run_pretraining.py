@@ -3,7 +3,7 @@
 Reads a data set built by `python -m graphmert.chain_graphs.build` (or builds it first, with --sources), trains from
 scratch or from a RoBERTa or CodeBERT checkpoint, and ends with a table of held-out figures beside their baselines.
 Exit status: 0; 1 when the loss became NaN or infinite; 2 for wrong input or a Hub token that may not write; 3 when the
-model was trained and saved but could not be pushed to the Hub.
+trained model could not be pushed to the Hub or, on a full disk, not be saved.
 """
 
 import hashlib
@@ -22,6 +22,7 @@ from transformers import AutoTokenizer, PrinterCallback, ProgressCallback, set_s
 from transformers.utils import logging as hf_logging
 
 from graphmert.checkpoint_files import newest_complete_checkpoint, why_incomplete
+from graphmert.checkpoint_trainer import is_disk_full
 from graphmert.collator import GraphMertCollator
 from graphmert.hub_training import PUSH_ERRORS, check_hub_access, short_reason, upload_command
 from graphmert.pretraining_arguments import (
@@ -54,6 +55,7 @@ _SAME_WHEN_RESUMING = (
     "num_roots",
     "leaves_per_root",
     "num_relations",
+    "relation_names",
     "use_hgat",
     "decay_mode",
     "mnm_target",
@@ -117,11 +119,19 @@ def main(argv: list[str] | None = None) -> int:
         return _fail(args, error, status=1)
     clock.append(time.time())
     metrics = last_evaluation(trainer)
-    save_results(trainer, data_args, args)
-    if trainer.is_world_process_zero():
-        arguments = {"model": asdict(model_args), "data": asdict(data_args), "run": asdict(run_args)}
-        summarise(say, trainer, metrics, arguments, manifest, checkpoint, clock)
-        trainer.create_model_card()
+    try:
+        save_results(trainer, data_args, args)
+        if trainer.is_world_process_zero():
+            arguments = {"model": asdict(model_args), "data": asdict(data_args), "run": asdict(run_args)}
+            summarise(say, trainer, metrics, arguments, manifest, checkpoint, clock)
+            trainer.create_model_card()
+    except Exception as error:
+        # Each library raises a type of its own when it cannot write, so the cause decides, not the type.
+        if not is_disk_full(error):
+            raise
+        newest, _ = newest_complete_checkpoint(args.output_dir)
+        reason = f"the disk is full, the trained model could not be saved in {args.output_dir}"
+        return _fail(args, OSError(f"{reason}; make room and call again with --resume, which begins at {newest}"), 3)
     trainer.accelerator.wait_for_everyone()
     status = push_model(trainer) if args.push_to_hub else 0
     trainer.accelerator.end_training()

@@ -30,12 +30,34 @@ class HubServer:
         self.repositories: set[str] = set()
         self.requests: list[tuple[str, str]] = []
         self.faults: list[dict] = []
+        # A commit waits until this is set.
+        self.open = threading.Event()
+        self.open.set()
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
         self.url = f"http://127.0.0.1:{self.server.server_port}"
 
     def environment(self, cache: str | Path, token: str = TOKEN) -> dict[str, str]:
         """Environment variables with which huggingface_hub talks to this server and keeps its cache apart."""
         return {"HF_ENDPOINT": self.url, "HF_TOKEN": token, "HF_HUB_OFFLINE": "0", "HF_HOME": str(cache)}
+
+    def use_in_process(self, monkeypatch, token: str | None = TOKEN) -> None:
+        """Make huggingface_hub of this process, already imported, talk to this server."""
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", self.url)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        if token is None:
+            monkeypatch.delenv("HF_TOKEN", raising=False)
+            monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", "/nonexistent")
+        else:
+            monkeypatch.setenv("HF_TOKEN", token)
+
+    def write(self, directory: Path, revision: str = "main", folder: str = "") -> Path:
+        """Write a commit's files, or those of one of its folders, into a directory."""
+        for name, content in self.at(revision)["content"].items():
+            if name.startswith(folder):
+                path = directory / name.removeprefix(folder)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(content)
+        return directory
 
     def fail(self, path: str, status: int, times: int | None = None) -> None:
         """Answer requests whose path contains `path` with this status, so many times (None: always)."""
@@ -95,7 +117,7 @@ class _Handler(BaseHTTPRequestHandler):
             if owner not in (USER, ORGANISATION):
                 self.answer({"error": "You don't have the rights to create a model under this namespace"}, 403)
             elif name in hub.repositories:
-                self.answer({"error": "You already created this model repo"}, 409)
+                self.answer({"error": "You already created this model repo", "url": f"{hub.url}/{name}"}, 409)
             else:
                 hub.repositories.add(name)
                 self.answer({"url": f"{hub.url}/{name}", "name": name, "id": name})
@@ -105,6 +127,7 @@ class _Handler(BaseHTTPRequestHandler):
                 {"files": [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in files]}
             )
         elif "/commit/" in self.path:
+            hub.open.wait(60)
             name = re.split("/api/(?:models|datasets)/", self.path)[1].split("/commit/")[0]
             oid = hub.commit(name, [json.loads(line) for line in body.splitlines()])
             self.answer({"success": True, "commitOid": oid, "commitUrl": f"{hub.url}/{name}/commit/{oid}"})
@@ -122,12 +145,20 @@ class _Handler(BaseHTTPRequestHandler):
             self.answer(user)
         elif "/auth-check" in self.path:
             self.answer({})
-        elif match := re.match(r"/api/(?:models|datasets)/([^/]+/[^/]+)(?:/(revision|tree)/([^/?]+))?", self.path):
+        elif match := re.match(
+            r"/api/(?:models|datasets)/([^/]+/[^/]+)(?:/(revision|tree)/([^/?]+)/?([^?]*))?", self.path
+        ):
             commit = hub.at(match[3] or "main")
-            if commit is None:
+            if match[1] not in hub.repositories:
+                self.missing("RepoNotFound")
+            elif commit is None:
                 self.missing("RevisionNotFound")
             elif match[2] == "tree":
-                self.answer([{"type": "file", "path": path, "size": len(c)} for path, c in commit["content"].items()])
+                found = [path for path in commit["content"] if path.startswith(match[4])]
+                if found:
+                    self.answer([{"type": "file", "path": path, "size": 1, "oid": "0"} for path in found])
+                else:
+                    self.missing("EntryNotFound")
             else:
                 files = [{"rfilename": path} for path in commit["content"]]
                 self.answer({"id": match[1], "sha": commit["oid"], "siblings": files, "private": False})
@@ -155,7 +186,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.answer({"error": "the test wants this to fail"}, status)
         elif self.token() not in (TOKEN, READ_TOKEN, ""):
             self.answer({"error": "Invalid credentials in Authorization header"}, 401)
-        elif (write or "/auth-check/write" in self.path) and self.token() != TOKEN:
+        elif (
+            (write and "/validate-yaml" not in self.path) or "/auth-check/write" in self.path
+        ) and self.token() != TOKEN:
             self.answer({"error": "You don't have the rights to write"}, 403)
         else:
             return False
