@@ -30,7 +30,7 @@ class HubServer:
         self.repositories: set[str] = set()
         self.requests: list[tuple[str, str]] = []
         self.faults: list[dict] = []
-        # A commit waits until this is set.
+        # A push waits until this is set, before its files are read.
         self.open = threading.Event()
         self.open.set()
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
@@ -122,12 +122,12 @@ class _Handler(BaseHTTPRequestHandler):
                 hub.repositories.add(name)
                 self.answer({"url": f"{hub.url}/{name}", "name": name, "id": name})
         elif "/preupload/" in self.path:
+            hub.open.wait(60)
             files = json.loads(body)["files"]
             self.answer(
                 {"files": [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in files]}
             )
         elif "/commit/" in self.path:
-            hub.open.wait(60)
             name = re.split("/api/(?:models|datasets)/", self.path)[1].split("/commit/")[0]
             oid = hub.commit(name, [json.loads(line) for line in body.splitlines()])
             self.answer({"success": True, "commitOid": oid, "commitUrl": f"{hub.url}/{name}/commit/{oid}"})
