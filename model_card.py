@@ -232,6 +232,13 @@ def _results(facts: ModelFacts) -> str:
                 (figure, who if who == "model" else f"{who} (baseline)", *values) for figure, who, values in chosen
             ]
             texts.append(_table(("figure", "who", "all", *parts), best, numbers=3))
+    figures = facts.evaluation or {}
+    relation = "mnm_relation" if "eval_mnm_relation_accuracy" in figures else "mnm"
+    if figures.get("eval_mlm_count"):
+        counts = [f"{int(figures['eval_mlm_count']):,} masked tokens"]
+        if f"eval_{relation}_macro_f1" in figures:
+            counts.append(f"{int(figures[f'eval_{relation}_count']):,} masked relations")
+        texts.append(f"One seed, measured on {' and '.join(counts)} at step {figures.get('step', facts.step):,}.")
     texts.append(
         "Model and baselines are scored on the same masks. The unigram baseline knows how often each token occurs; the "
         "lookups count in the training windows and back off to the majority."

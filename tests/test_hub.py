@@ -15,19 +15,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from test_run_pretraining import run
 from tiny_pretraining import tiny_arguments, tiny_model, tiny_trainer
+from transformers.dynamic_module_utils import get_relative_import_files
 
 from graphmert import checkpoint_trainer, hub_training
+from graphmert import modeling_graphmert as modeling
 from graphmert.checkpoint_files import newest_complete_checkpoint, why_incomplete
 from graphmert.hub_training import HubAccessError, check_hub_access, upload_command
 
 MODEL_FILES = {"config.json", "model.safetensors", "tokenizer.json", "README.md", "training_args.json"}
-CODE = {
-    "modeling_graphmert.py",
-    "configuration_graphmert.py",
-    "conversion_graphmert.py",
-    "graph_layers_graphmert.py",
-    "loading_graphmert.py",
-}
+# The modeling file and all that it imports.
+CODE = {Path(name).name for name in (modeling.__file__, *get_relative_import_files(modeling.__file__))}
 STATE = {"optimizer.safetensors", "scheduler.safetensors", "rng_state.safetensors", "trainer_state.json"}
 DROPOUT = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1, "relation_dropout": 0.3}
 
@@ -76,6 +73,7 @@ def assert_without_pickles(commit: dict) -> None:
 def test_each_strategy_pushes_what_it_says(tmp_path, hub, strategy):
     trainer = make(tmp_path, hub_strategy=strategy)
     trainer.train()
+    assert {"modeling_graphmert.py", "configuration_graphmert.py", "loading_graphmert.py"} <= CODE
     during = len(hub.commits)
     trainer.push_to_hub()
     folders = {

@@ -77,12 +77,14 @@ def test_pretrain_push_and_load_by_name(dataset, tmp_path):
         assert 'name = "someone/tiny"' in snippet
         # -I: neither the working directory nor PYTHONPATH is searched.
         tampered, trace = tamper(output, tmp_path)
+        # The page about the Hub has an example of its own.
+        snippet += re.search(r"```python\n(.*?)```", (ROOT / "docs" / "HUB.md").read_text(), re.S)[1]
         places = [["someone/tiny", during["oid"]], ["someone/tiny", None], [str(tampered), None]]
         stranger = [sys.executable, "-I", "-c", STRANGER + LOAD, json.dumps(places), TEXT, snippet]
         loaded = subprocess.run(stranger, env=environment, stdin=subprocess.DEVNULL, **options)
     assert loaded.returncode == 0, loaded.stderr[-3000:]
     printed = loaded.stdout.splitlines()
-    assert printed[-1] == "torch.Size([1, 16])"
+    assert printed[-2:] == ["torch.Size([1, 16])"] * 2
     # Neither the pickle nor the file that no auto_map names has run.
     assert not trace.exists()
     vectors = torch.tensor(json.loads(next(line for line in printed if line.startswith("vectors"))[8:]))
@@ -133,6 +135,8 @@ def check_card(card: ModelCard, summary: dict, dataset: Path) -> None:
         assert f"`{name}`" in card.text
     for text in ("learning_rate | 0.0004 |", "| mnm_probability | 0.15 |", "| optimizer steps | 4 of 4 |"):
         assert text in card.text
+    counts = f"{held_out['mlm_count']:,} masked tokens and {held_out['mnm_count']:,} masked relations at step 4."
+    assert counts in card.text
     assert f"torch {torch.__version__}" in card.text and "Training in progress" not in card.text
 
 
