@@ -59,7 +59,7 @@ def test_pretrain_push_and_load_by_name(dataset, tmp_path):
     (tmp_path / "elsewhere").mkdir()
     with HubServer() as hub:
         environment = {**os.environ, **hub.environment(tmp_path / "cache")}
-        options = {"capture_output": True, "text": True, "timeout": 180, "cwd": tmp_path / "elsewhere"}
+        options = {"capture_output": True, "text": True, "timeout": 600, "cwd": tmp_path / "elsewhere"}
         done = subprocess.run(command, env=environment, **options)
         assert done.returncode == 0, done.stderr[-3000:]
         during, last = hub.commits[0], hub.commits[-1]
@@ -167,7 +167,7 @@ def test_push_that_fails_at_the_end(dataset, tmp_path, monkeypatch, capsys):
         command = errors[0].split("push it with: ")[1]
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         environment = {**os.environ, **hub.environment(tmp_path / "cache"), "PATH": path}
-        done = subprocess.run(command, shell=True, env=environment, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(command, shell=True, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-2000:]
     assert {*hub.files} >= MODEL_FILES | CODE
     assert hub.files["model.safetensors"] == (output / "model.safetensors").read_bytes()
