@@ -1,4 +1,8 @@
-"""Which checkpoints of a run are whole: a record written last, with the size and hash of every file."""
+"""Which checkpoints of a run are whole: a record written last, with the size and hash of every file.
+
+The record tells a checkpoint that was cut short, damaged or changed from one that was not. It is no signature: who can
+change a checkpoint can write a new record. Therefore nothing in a checkpoint is ever unpickled either.
+"""
 
 import hashlib
 import json
@@ -8,7 +12,12 @@ from pathlib import Path
 
 RECORD_NAME = "checkpoint_complete.json"
 # Files without which Trainer would resume with a fresh optimizer or from step 0.
-_NEEDED = ("config.json", "optimizer.pt", "scheduler.pt", "trainer_state.json")
+_NEEDED = ("config.json", "optimizer.safetensors", "scheduler.safetensors", "trainer_state.json")
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+# Names that hold what Python could run. None of them is ever loaded here; one that the run did not write is a sign that
+# somebody else was in the directory.
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.ckpt", "*.joblib")
+_CODE = ("*.py", "*.pyc", "*.so", *PICKLES)
 
 
 def _sha256(path: Path) -> str:
@@ -59,6 +68,8 @@ def why_incomplete(checkpoint: str | os.PathLike) -> str | None:
     except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError):
         return f"{RECORD_NAME} cannot be read"
     missing = [name for name in _NEEDED if name not in files]
+    if not any(name in files for name in _WEIGHTS):
+        missing.append(_WEIGHTS[0])
     if missing:
         return f"it was saved without {', '.join(missing)}"
     for name, expected in files.items():
@@ -69,6 +80,10 @@ def why_incomplete(checkpoint: str | os.PathLike) -> str | None:
             return f"{name} has {path.stat().st_size} bytes instead of {expected['bytes']}"
         if _sha256(path) != expected["sha256"]:
             return f"{name} does not have the recorded content"
+    for path in sorted(checkpoint.rglob("*")):
+        name = path.relative_to(checkpoint).as_posix()
+        if name not in files and any(path.match(pattern) for pattern in _CODE):
+            return f"{name} is not one of the files that the run wrote"
     return None
 
 

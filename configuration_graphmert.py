@@ -116,6 +116,21 @@ class GraphMertConfig(RobertaConfig):
         self.auto_map = {**(self.auto_map or {}), **AUTO_MAP}
         self.check()
 
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs):
+        """As in Transformers, but a saved configuration must name its relations: their order is the meaning of the weights.
+
+        Raises:
+            ValueError: it does not.
+        """
+        is_saved = config_dict.get("model_type") == cls.model_type
+        if is_saved and not config_dict.get("relation_names") and not kwargs.get("relation_names"):
+            raise ValueError(
+                "GraphMertConfig: relation_names is missing in the saved configuration; without the names and their order "
+                "nobody knows what the relation weights mean."
+            )
+        return super().from_dict(config_dict, **kwargs)
+
     @property
     def num_nodes(self) -> int:
         """Canonical slots R (1 + L) of one leafy chain graph."""
@@ -181,7 +196,9 @@ class GraphMertConfig(RobertaConfig):
             require(isinstance(getattr(self, name), bool), name, "it must be True or False")
         names = self.relation_names
         require(
-            isinstance(names, list | tuple) and len(names) == self.num_relations and len(set(names)) == len(names),
+            isinstance(names, list | tuple)
+            and all(isinstance(name, str) and name for name in names)
+            and len(names) == self.num_relations == len(set(names)),
             "relation_names",
             f"it must hold num_relations = {self.num_relations} different names",
         )

@@ -39,6 +39,7 @@ from .graph_layers_graphmert import (
     HierarchicalGraphAttention,
     graph_distance,
 )
+from .loading_graphmert import CheckedLoading
 
 IGNORE_INDEX = -100
 
@@ -92,7 +93,7 @@ class SpanBoundaryHead(nn.Module):
         return self.norm_out(F.gelu(self.dense_out(state_MD)))
 
 
-class GraphMertPreTrainedModel(RobertaPreTrainedModel):
+class GraphMertPreTrainedModel(CheckedLoading, RobertaPreTrainedModel):
     """Weights, loading and conversion, common to all GraphMERT classes."""
 
     config: GraphMertConfig

@@ -13,7 +13,8 @@ from .trainer_graphmert import GraphMertTrainingArguments
 PROGRAM = "run_pretraining.py"
 DESCRIPTION = """Pretrain GraphMERT on code. Reads a data set built by `python -m graphmert.chain_graphs.build`, or builds it
 first (--sources); trains from scratch or from a RoBERTa or CodeBERT checkpoint (--base_model); ends with a table of held-out
-figures beside their baselines. Exit status: 0; 1 when the loss became NaN or infinite; 2 for wrong input."""
+figures beside their baselines. Exit status: 0; 1 when the loss became NaN or infinite; 2 for wrong input; 3 when the
+trained model could not be pushed to the Hub or, on a full disk, not be saved."""
 
 
 @dataclass
@@ -180,6 +181,9 @@ class RunArguments:
     overwrite: bool = field(
         default=False,
         metadata={"help": "Start anew in an output directory with results; its checkpoints are removed."},
+    )
+    model_license: str = field(
+        default="apache-2.0", metadata={"help": "Licence of the model in its card, as the Hub names licences."}
     )
     num_threads: int | None = field(
         default=None, metadata={"help": "CPU threads of PyTorch. Left out: PyTorch's choice."}

@@ -2,7 +2,8 @@
 
 Reads a data set built by `python -m graphmert.chain_graphs.build` (or builds it first, with --sources), trains from
 scratch or from a RoBERTa or CodeBERT checkpoint, and ends with a table of held-out figures beside their baselines.
-Exit status: 0; 1 when the loss became NaN or infinite; 2 for wrong input.
+Exit status: 0; 1 when the loss became NaN or infinite; 2 for wrong input or a Hub token that may not write; 3 when the
+trained model could not be pushed to the Hub or, on a full disk, not be saved.
 """
 
 import hashlib
@@ -22,7 +23,9 @@ from transformers.utils import logging as hf_logging
 
 from graphmert.attention_graphmert import preferred_attention
 from graphmert.checkpoint_files import newest_complete_checkpoint, why_incomplete
+from graphmert.checkpoint_trainer import is_disk_full
 from graphmert.collator import GraphMertCollator
+from graphmert.hub_training import PUSH_ERRORS, check_hub_access, short_reason, upload_command
 from graphmert.pretraining_arguments import (
     PROGRAM,
     DataArguments,
@@ -53,6 +56,7 @@ _SAME_WHEN_RESUMING = (
     "num_roots",
     "leaves_per_root",
     "num_relations",
+    "relation_names",
     "use_hgat",
     "decay_mode",
     "mnm_target",
@@ -91,6 +95,7 @@ def main(argv: list[str] | None = None) -> int:
     hf_logging.disable_progress_bar()
     clock = [time.time()]
     try:
+        check_hub_access(args)
         checkpoint = prepare_output_dir(run_args, args)
         train_windows, eval_windows, tokenizer, manifest = open_dataset(model_args, data_args, args)
         set_seed(args.seed)
@@ -100,6 +105,12 @@ def main(argv: list[str] | None = None) -> int:
         if checkpoint is not None:
             check_same_model(checkpoint, model.config)
         trainer = build_trainer(model, model_args, data_args, args, tokenizer, train_windows, eval_windows)
+        trainer.card_facts = {
+            "manifest": manifest,
+            "base_model": model_args.base_model,
+            "license": run_args.model_license,
+            "data_arguments": asdict(data_args),
+        }
     except (ValueError, OSError) as error:
         return _fail(args, error, status=2)
     say = print if trainer.is_world_process_zero() else _silent
@@ -111,14 +122,40 @@ def main(argv: list[str] | None = None) -> int:
         return _fail(args, error, status=1)
     clock.append(time.time())
     metrics = last_evaluation(trainer)
-    save_results(trainer, data_args, args)
-    if trainer.is_world_process_zero():
-        arguments = {"model": asdict(model_args), "data": asdict(data_args), "run": asdict(run_args)}
-        summarise(say, trainer, metrics, arguments, manifest, checkpoint, clock)
+    try:
+        save_results(trainer, data_args, args)
+        if trainer.is_world_process_zero():
+            arguments = {"model": asdict(model_args), "data": asdict(data_args), "run": asdict(run_args)}
+            summarise(say, trainer, metrics, arguments, manifest, checkpoint, clock)
+            trainer.create_model_card()
+    except Exception as error:
+        # Each library raises a type of its own when it cannot write, so the cause decides, not the type.
+        if not is_disk_full(error):
+            raise
+        newest, _ = newest_complete_checkpoint(args.output_dir)
+        reason = f"the disk is full, the trained model could not be saved in {args.output_dir}"
+        return _fail(args, OSError(f"{reason}; make room and call again with --resume, which begins at {newest}"), 3)
     trainer.accelerator.wait_for_everyone()
-    if args.push_to_hub:
-        trainer.push_to_hub()
+    status = push_model(trainer) if args.push_to_hub else 0
     trainer.accelerator.end_training()
+    return status
+
+
+def push_model(trainer: GraphMertTrainer) -> int:
+    """Push the saved model; when that fails, say how to do it later.
+
+    Returns:
+        The exit status.
+    """
+    args = trainer.args
+    try:
+        trainer.push_to_hub()
+    except PUSH_ERRORS as error:
+        later = upload_command(args.output_dir, trainer.hub_model_id, args.hub_revision)
+        reason = (
+            f"the push failed: {short_reason(error)}; the model is saved in {args.output_dir}, push it with: {later}"
+        )
+        return _fail(args, RuntimeError(reason), status=3)
     return 0
 
 
@@ -528,6 +565,7 @@ def summarise(say, trainer, metrics, arguments, manifest, checkpoint, clock) -> 
     if arguments["model"]["mnm_target"] != "tail" and arguments["model"]["leaves_per_root"]:
         lookups = relation_baselines(train_windows, eval_windows, collator)
     rows = held_out_rows(metrics, unigram, lookups)
+    trainer.card_facts |= {"rows": rows, "evaluation": metrics}
     clock.append(time.time())
     times = dict(zip(("prepare", "train", "evaluate"), (b - a for a, b in pairwise(clock)), strict=True))
     summary = {

@@ -6,18 +6,15 @@ processes, and logged apart from each other in training and evaluation.
 
 import math
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch.utils.data import Sampler
-from transformers import Trainer, TrainerCallback, TrainingArguments
-from transformers.dynamic_module_utils import custom_object_save
+from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_pt_utils import get_length_grouped_indices
-from transformers.trainer_utils import rotate_checkpoints
 from transformers.utils import is_torch_bf16_gpu_available, logging
 
-from .checkpoint_files import remove_record, write_record
+from .checkpoint_trainer import CheckpointTrainer
 from .pretraining_metrics import (
     COLUMNS,
     DIAGNOSTIC_INPUTS,
@@ -196,15 +193,10 @@ class _SortedSampler(Sampler):
 
 
 class _EpochCallback(TrainerCallback):
-    """Hands the epoch to the sampler and the data set, saves every N epochs, puts the model's code beside its config."""
+    """Hands the epoch to the sampler and the data set, and saves every N epochs."""
 
     def __init__(self, trainer: "GraphMertTrainer"):
         self.trainer = trainer
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        # Pushes during training copy a checkpoint's config.json to output_dir, but not the code that it names.
-        if args.should_save:
-            custom_object_save(self.trainer.accelerator.unwrap_model(self.trainer.model), args.output_dir)
 
     def on_epoch_begin(self, args, state, control, **kwargs):
         self.trainer.hand_over_epoch()
@@ -215,7 +207,7 @@ class _EpochCallback(TrainerCallback):
         return control
 
 
-class GraphMertTrainer(Trainer):
+class GraphMertTrainer(CheckpointTrainer):
     """Trainer for `GraphMertForPreTraining` on `WindowDataset` with `GraphMertCollator`.
 
     Args:
@@ -478,25 +470,7 @@ class GraphMertTrainer(Trainer):
 
     def _save_checkpoint(self, model, trial) -> None:
         self._stop_if_not_finite(self.accelerator.gather(self._first_bad_step[None]).min())
-        run_dir = self._get_output_dir(trial=trial)
-        checkpoint = Path(run_dir) / f"checkpoint-{self.state.global_step}"
-        if self.args.should_save:
-            remove_record(checkpoint)
-        # Older checkpoints may go only when this one is known to be whole.
-        limit, self.args.save_total_limit = self.args.save_total_limit, None
-        try:
-            super()._save_checkpoint(model, trial)
-        finally:
-            self.args.save_total_limit = limit
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            write_record(checkpoint)
-            rotate_checkpoints(
-                output_dir=run_dir,
-                save_total_limit=limit,
-                best_model_checkpoint=self.state.best_model_checkpoint,
-                use_mtime=True,
-            )
+        super()._save_checkpoint(model, trial)
 
     def _issue_warnings_after_load(self, load_result) -> None:
         """Refuse to resume weights that are not the model's; tied weights are saved once and are not missing."""

@@ -1,7 +1,6 @@
 """Killing and resuming: the same weights to the last bit, and no checkpoint that was cut short."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -83,7 +82,7 @@ trainer = make(sys.argv[1])
 save = trainer._save_optimizer_and_scheduler
 def cut_short(directory):
     if trainer.state.global_step == 8:
-        with open(os.path.join(directory, "optimizer.pt"), "wb") as file:
+        with open(os.path.join(directory, "optimizer.safetensors"), "wb") as file:
             file.write(b"PK")
         os.kill(os.getpid(), signal.SIGKILL)
     save(directory)
@@ -124,9 +123,9 @@ def test_damage_is_recognised(tmp_path):
     assert why_incomplete(checkpoint) is None
 
     record = json.loads((checkpoint / RECORD_NAME).read_text())
-    del record["files"]["optimizer.pt"]
+    del record["files"]["optimizer.safetensors"]
     (checkpoint / RECORD_NAME).write_text(json.dumps(record))
-    assert why_incomplete(checkpoint) == "it was saved without optimizer.pt"
+    assert why_incomplete(checkpoint) == "it was saved without optimizer.safetensors"
     (checkpoint / RECORD_NAME).write_text("{")
     assert why_incomplete(checkpoint) == f"{RECORD_NAME} cannot be read"
     assert why_incomplete(tmp_path / "checkpoint-3") == "there is no such directory"
@@ -138,7 +137,7 @@ def test_damage_is_recognised(tmp_path):
 
 
 def test_older_checkpoints_go_only_after_a_newer_one_is_whole(tmp_path, monkeypatch):
-    import graphmert.trainer_graphmert as module
+    import graphmert.checkpoint_trainer as module
 
     seen = []
     rotate = module.rotate_checkpoints
@@ -153,4 +152,4 @@ def test_older_checkpoints_go_only_after_a_newer_one_is_whole(tmp_path, monkeypa
     assert seen == ["checkpoint-1", "checkpoint-2", "checkpoint-3"]
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-3"]
     assert trainer.args.save_total_limit == 1
-    assert os.path.exists(tmp_path / "modeling_graphmert.py")
+    assert (tmp_path / "checkpoint-3" / "modeling_graphmert.py").exists()
