@@ -16,6 +16,7 @@ _EXPORTS = {
         "GraphMertModel",
         "GraphMertPreTrainedModel",
     ],
+    "processing_graphmert": ["GraphMertProcessor"],
     "collator": ["GraphMertCollator"],
     "trainer_graphmert": ["GraphMertTrainer", "GraphMertTrainingArguments"],
     "code_graph": ["CodeGraph", "Triple", "extract"],

@@ -30,6 +30,7 @@ from transformers.utils import ModelOutput
 
 from .configuration_graphmert import GraphMertConfig
 from .conversion_graphmert import ConversionReport, convert_roberta
+from .embedding_graphmert import CodeEmbeddingMixin
 from .graph_layers_graphmert import (
     GraphDecay,
     HierarchicalGraphAttention,
@@ -160,7 +161,7 @@ class GraphMertPreTrainedModel(RobertaPreTrainedModel):
         return model
 
 
-class GraphMertModel(GraphMertPreTrainedModel, RobertaModel):
+class GraphMertModel(CodeEmbeddingMixin, GraphMertPreTrainedModel, RobertaModel):
     """The encoder: RoBERTa with H-GAT on leaf embeddings and attention decay over graph distances.
 
     Example:
