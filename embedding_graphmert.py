@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers.utils.logging import tqdm
 
 if TYPE_CHECKING:
@@ -184,20 +185,23 @@ class _Reader:
                 f"the tokenizer has {len(processor)} entries, but the model has vocab_size = {config.vocab_size}: "
                 "load the model's own tokenizer"
             )
+        else:
+            ends = (processor.bos_token_id, processor.eos_token_id)
+            self.begin, self.end = (processor.cls_token_id, processor.sep_token_id) if None in ends else ends
 
     def read(self, texts: list[str], languages: list[str | None]) -> tuple[list, list[int]]:
         if self.has_graph:
             windows = self.processor.read_windows(texts, languages)
             return windows, [window["text"] for window in windows]
-        # As long as the windows of pretraining, though the model has more positions: later ones were leaves'.
-        encoded = self.processor(
-            texts,
-            truncation=True,
-            max_length=self.config.num_roots,
-            return_overflowing_tokens=True,
-            return_attention_mask=False,
-        )
-        return encoded["input_ids"], encoded["overflow_to_sample_mapping"]
+        encoded = self.processor(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
+        # As long as the windows of pretraining, though the model has more positions: the later ones were leaves'.
+        size = self.config.num_roots - 2
+        windows, text_of = [], []
+        for number, ids in enumerate(encoded["input_ids"]):
+            for start in range(0, max(len(ids), 1), size):
+                windows.append([self.begin, *ids[start : start + size], self.end])
+                text_of.append(number)
+        return windows, text_of
 
     def length(self, window) -> int:
         return len(window["input_ids"]) + len(window["leaf_ids"]) if self.has_graph else len(window)
@@ -205,7 +209,12 @@ class _Reader:
     def collate(self, windows: list) -> dict[str, torch.Tensor]:
         if self.has_graph:
             return self.processor.collate(windows)
-        return dict(self.processor.pad({"input_ids": windows}, return_attention_mask=True, return_tensors="pt"))
+        rows = [torch.tensor(window) for window in windows]
+        mask = [torch.ones_like(row) for row in rows]
+        return {
+            "input_ids": pad_sequence(rows, batch_first=True, padding_value=self.config.pad_token_id),
+            "attention_mask": pad_sequence(mask, batch_first=True),
+        }
 
 
 __all__ = ["POOLINGS", "CodeEmbeddingMixin", "pool_windows"]

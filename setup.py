@@ -39,7 +39,15 @@ setup(
         "pyyaml>=6.0",
         "tqdm>=4.66",
     ],
-    extras_require={"ray": ["ray[data]>=2.50"]},
+    extras_require={"ray": ["ray[data]>=2.50"], "sentence-transformers": ["sentence-transformers>=6.0"]},
+    entry_points={
+        "console_scripts": [
+            "graphmert-build = graphmert.chain_graphs.build:main",
+            "graphmert-pretrain = graphmert.run_pretraining:main",
+            "graphmert-extract = graphmert.kg_extraction.__main__:main",
+            "graphmert-embed = graphmert.embed_code:main",
+        ]
+    },
     classifiers=[
         "Programming Language :: Python :: 3.11",
         "Programming Language :: Python :: 3.12",

@@ -3,7 +3,6 @@
 import json
 import os
 import pickle
-import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -13,12 +12,23 @@ import torch
 from tiny import tiny_tokenizer
 from tiny_checkpoint import CODES, LEAVES, NUM_ROOTS, save_tiny_checkpoint, tiny_checkpoint
 from torch.utils.data import DataLoader
+from transformers import AutoProcessor
 
 from graphmert import GraphMertCollator, GraphMertProcessor, WindowDataset, extract
 from graphmert.chain_graphs.linking import link_file
 from graphmert.chain_graphs.reading import part_of_row
 from graphmert.chain_graphs.rows import rows_to_table
 from graphmert.code_graph import RELATION_NAMES
+
+
+# Where several tests share two cores, more threads wait for each other longer than they compute.
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
 
 GRAPH = ("root_index", "leaf_index", "relation_ids", "relation_reversed", "head_start", "head_length")
 
@@ -235,33 +245,19 @@ def test_a_checkpoint_without_a_processor_gets_that_of_its_config(tmp_path):
     assert again(CODES) == processor(CODES)
 
 
-STRANGER = """
-import sys
-from transformers import AutoProcessor
-sys.modules["graphmert"] = None
-try:
-    AutoProcessor.from_pretrained(sys.argv[1], trust_remote_code=True)
-except ImportError as error:
-    print(error)
-del sys.modules["graphmert"]
-processor = AutoProcessor.from_pretrained(sys.argv[1], trust_remote_code=True)
-print(type(processor).__name__, processor("def f(x: int): pass", return_tensors="pt")["input_ids"].shape[0])
-"""
-
-
-def test_auto_processor_without_and_with_the_package(tmp_path):
-    make().save_pretrained(tmp_path)
-    run = subprocess.run(
-        [sys.executable, "-c", STRANGER, str(tmp_path)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "HF_HOME": str(tmp_path / "cache")},
-    )
-    assert run.returncode == 0, run.stderr
-    error, result = run.stdout.strip().splitlines()
-    assert error.startswith("GraphMertProcessor reads code with the package graphmert")
-    assert "pip install graphmert" in error
-    assert result == "GraphMertProcessor 1"
+def test_auto_processor_without_and_with_the_package(tmp_path, monkeypatch):
+    processor = make()
+    processor.save_pretrained(tmp_path)
+    with monkeypatch.context() as absent:
+        absent.setitem(sys.modules, "graphmert.chain_graphs.reading", None)
+        with pytest.raises(ImportError, match=r"the package graphmert and tree-sitter, but .* pip install graphmert"):
+            AutoProcessor.from_pretrained(tmp_path, trust_remote_code=True)
+    loaded = AutoProcessor.from_pretrained(tmp_path, trust_remote_code=True)
+    assert type(loaded).__module__.startswith("transformers_modules.")
+    assert loaded(CODES) == processor(CODES)
+    # Without the permission its file does not run, and AutoProcessor falls back to the tokenizer or refuses.
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        AutoProcessor.from_pretrained(tmp_path, trust_remote_code=False)
 
 
 # What is in a directory is not trusted further than the caller says.
