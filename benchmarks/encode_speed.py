@@ -136,7 +136,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--source", action="append", help="where functions come from, default stdlib")
     parser.add_argument("--functions", type=int, default=1000, help="for the checkpoint, default 1000")
     parser.add_argument(
-        "--base-functions", type=int, default=32, help="for CodeBERT's size, default 32; 0 leaves it out"
+        "--base-functions", type=int, default=16, help="for CodeBERT's size, default 16; 0 leaves it out"
     )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--record", metavar="DIR", help="write a record")
