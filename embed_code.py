@@ -202,7 +202,12 @@ class Embedder:
                 if isinstance(file, SkippedFile):
                     skipped[file.reason] += 1
                     continue
-                found, rows = self._read(file)
+                try:
+                    found, rows = self._read(file)
+                except (ValueError, RecursionError, MemoryError) as error:
+                    # One file never ends a run: a language that is not read, or a tree too deep.
+                    skipped[f"cannot be read ({' '.join(str(error).split())[:80] or type(error).__name__})"] += 1
+                    continue
                 if not found:
                     skipped[f"no {self.arguments.unit} in it"] += 1
                     continue
