@@ -55,6 +55,11 @@ def functions_of(specs: list[str], number: int) -> list[str]:
                 ]
     if len(texts) < number:
         raise ValueError(f"{len(texts)} functions in {', '.join(specs)}, but --functions is {number}")
+    return spread(texts, number)
+
+
+def spread(texts: list[str], number: int) -> list[str]:
+    """So many of the texts, evenly spread."""
     return [texts[i] for i in np.linspace(0, len(texts) - 1, number).astype(int)]
 
 
@@ -134,10 +139,9 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", required=True, help="a checkpoint; its tokenizer is used for all sizes")
     parser.add_argument("--source", action="append", help="where functions come from, default stdlib")
-    parser.add_argument("--functions", type=int, default=1000, help="for the checkpoint, default 1000")
-    parser.add_argument(
-        "--base-functions", type=int, default=16, help="for CodeBERT's size, default 16; 0 leaves it out"
-    )
+    parser.add_argument("--functions", type=int, default=1000, help="whose vectors are compared, default 1000")
+    parser.add_argument("--timed", type=int, default=200, help="of them are timed, default 200")
+    parser.add_argument("--timed-base", type=int, default=8, help="at CodeBERT's size, default 8; 0 leaves it out")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--record", metavar="DIR", help="write a record")
     arguments = parser.parse_args(argv)
@@ -145,12 +149,11 @@ def main(argv: list[str] | None = None) -> int:
     torch.manual_seed(0)
     texts = functions_of(arguments.source or ["stdlib"], arguments.functions)
     model, processor = load_encoder(arguments.model)
-    results = [measure(model, processor, texts, arguments.rounds)]
-    checks = check_vectors(model, processor, texts)
-    if arguments.base_functions:
-        step = max(1, len(texts) // arguments.base_functions)
-        some = texts[::step][: arguments.base_functions]
+    results = [measure(model, processor, spread(texts, arguments.timed), arguments.rounds)]
+    if arguments.timed_base:
+        some = spread(texts, arguments.timed_base)
         results.append(measure(random_model(processor), processor, some, arguments.rounds))
+    checks = check_vectors(model, processor, texts)
     names = list(results[0]["functions_per_cpu_s"])
     table = text_table(
         ["layers x width", "functions", "windows", "nodes each", *[f"{name}, per CPU s" for name in names], "ratio"],
