@@ -43,16 +43,21 @@ def plain_encoder(model: GraphMertModel) -> PlainEncoder:
 
 
 def functions_of(specs: list[str], number: int) -> list[str]:
-    """Functions of all sources, evenly spread."""
-    texts = []
+    """Functions of all sources: so many, evenly spread over files that are evenly spread."""
+    files = []
     for spec in specs:
-        for file in parse_source(spec, ReadOptions()).files():
-            if isinstance(file, SourceFile):
-                texts += [
-                    file.text[each.start : each.end]
-                    for each in list_functions(file.text, file.language)
-                    if each.last_line - each.first_line + 1 >= MIN_LINES
-                ]
+        found = parse_source(spec, ReadOptions(include_tables=True)).files()
+        files += [file for file in found if isinstance(file, SourceFile)]
+    # Standard files hold about 20 functions each; more files than needed would only be parsed for nothing.
+    wanted = min(len(files), max(10, number // 10))
+    texts = []
+    for index in np.linspace(0, len(files) - 1, wanted).astype(int):
+        file = files[index]
+        texts += [
+            file.text[each.start : each.end]
+            for each in list_functions(file.text, file.language)
+            if each.last_line - each.first_line + 1 >= MIN_LINES
+        ]
     if len(texts) < number:
         raise ValueError(f"{len(texts)} functions in {', '.join(specs)}, but --functions is {number}")
     return spread(texts, number)
@@ -175,10 +180,13 @@ def main(argv: list[str] | None = None) -> int:
     )
     print(table)
     if arguments.record:
+        given = ("functions", "timed", "timed_base", "rounds")
+        options = " ".join(f"--{name.replace('_', '-')} {getattr(arguments, name)}" for name in given)
+        command = f"python -m graphmert.benchmarks.encode_speed --model runs/small {options}"
         write_record(
             arguments.record,
             "Speed of embedding functions",
-            "python -m graphmert.benchmarks.encode_speed --model runs/small",
+            command,
             {"speed": results, "vectors": checks, "torch": torch.__version__, "batch_size": BATCH_SIZE},
             table,
             "Functions of the standard library, evenly spread, in CPU seconds of one thread; medians of the rounds, in "
