@@ -16,6 +16,8 @@ _EXPORTS = {
         "GraphMertModel",
         "GraphMertPreTrainedModel",
     ],
+    "processing_graphmert": ["GraphMertProcessor"],
+    "embedding_files": ["load_encoder", "save_for_sentence_transformers"],
     "collator": ["GraphMertCollator"],
     "trainer_graphmert": ["GraphMertTrainer", "GraphMertTrainingArguments"],
     "code_graph": ["CodeGraph", "Triple", "extract"],

@@ -34,6 +34,7 @@ from .attention_graphmert import GraphSelfAttention, choose_attention, decay_mas
 from .batch_indices_graphmert import batch_indices, check_graph_inputs, values_at_hand
 from .configuration_graphmert import GraphMertConfig
 from .conversion_graphmert import ConversionReport, convert_roberta
+from .embedding_graphmert import CodeEmbeddingMixin
 from .graph_layers_graphmert import (
     GraphDecay,
     HierarchicalGraphAttention,
@@ -162,7 +163,7 @@ class GraphMertPreTrainedModel(CheckedLoading, RobertaPreTrainedModel):
         return model
 
 
-class GraphMertModel(GraphMertPreTrainedModel, RobertaModel):
+class GraphMertModel(CodeEmbeddingMixin, GraphMertPreTrainedModel, RobertaModel):
     """The encoder: RoBERTa with H-GAT on leaf embeddings and attention decay over graph distances.
 
     Example:

@@ -33,6 +33,7 @@ from graphmert.pretraining_arguments import (
     RunArguments,
     parse_arguments,
 )
+from graphmert.processing_graphmert import GraphMertProcessor
 from graphmert.run_summary import (
     environment,
     file_sha256,
@@ -503,7 +504,8 @@ def build_trainer(model, model_args, data_args, args, tokenizer, train_windows, 
         eval_data_collator=GraphMertCollator(**options, seed=EVALUATION_SEED, diagnostics=True),
         train_dataset=train_windows,
         eval_dataset=eval_windows,
-        processing_class=tokenizer,
+        # Saved with every checkpoint: the tokenizer, and what else turns code into inputs.
+        processing_class=GraphMertProcessor.for_model(tokenizer, model.config),
     )
     trainer.remove_callback(PrinterCallback if args.disable_tqdm else ProgressCallback)
     # In a file the bars would be thousands of lines; the logged figures show the progress there.

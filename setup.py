@@ -15,6 +15,14 @@ setup(
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
+    entry_points={
+        "console_scripts": [
+            "graphmert-build = graphmert.chain_graphs.build:main",
+            "graphmert-pretrain = graphmert.run_pretraining:main",
+            "graphmert-extract = graphmert.kg_extraction.__main__:main",
+            "graphmert-embed = graphmert.embed_code:main",
+        ]
+    },
     python_requires=">=3.11",
     packages=[
         "graphmert",
@@ -45,7 +53,7 @@ setup(
         "pyyaml>=6.0",
         "tqdm>=4.66",
     ],
-    extras_require={"ray": ["ray[data]>=2.50"]},
+    extras_require={"ray": ["ray[data]>=2.50"], "sentence-transformers": ["sentence-transformers>=6.0"]},
     classifiers=[
         "Programming Language :: Python :: 3.11",
         "Programming Language :: Python :: 3.12",

@@ -8,6 +8,7 @@
     projects.py                imports across the files of a project (--across-files)
     show.py, show_page.py      one file's graph in the terminal or as a page: `python -m graphmert.chain_graphs.show`
     windows.py, layout.py      rows -> windows of root tokens with their leaves
+    reading.py                 texts in memory -> windows, for a model in use
 
 Names are imported when they are first used, so that `--help` and the sources load neither torch nor transformers.
 """

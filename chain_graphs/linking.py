@@ -16,6 +16,7 @@ from ..code_graph.schema import RELATION_IDS
 from .encoding import TextEncoder
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
     from ..code_graph import CodeGraph
@@ -81,6 +82,23 @@ class LeafEncoder:
                 self._cache.clear()
             self._cache[text] = ids
         return ids
+
+
+def corpus_backend(tokenizer_json: str) -> "Tokenizer":
+    """The backend of a tokenizer as linking needs it: whole files, and no text of theirs taken for a special token.
+
+    Args:
+        tokenizer_json: the text of a `tokenizer.json`.
+    """
+    from tokenizers import Tokenizer
+
+    backend = Tokenizer.from_str(tokenizer_json)
+    # A tokenizer.json may carry the truncation that its last user chose, which would cut files silently.
+    backend.no_truncation()
+    backend.no_padding()
+    # Code may hold the text "<mask>" or "</s>"; in a corpus it is text.
+    backend.encode_special_tokens = True
+    return backend
 
 
 class _Characters:

@@ -42,14 +42,7 @@ class RowMaker:
     """
 
     def __init__(self, tokenizer_json: str, extract: Callable = default_extract):
-        from tokenizers import Tokenizer
-
-        backend = Tokenizer.from_str(tokenizer_json)
-        # A tokenizer.json may carry the truncation that its last user chose, which would cut files silently.
-        backend.no_truncation()
-        backend.no_padding()
-        # Code may hold the text "<mask>" or "</s>"; in a corpus it is text.
-        backend.encode_special_tokens = True
+        backend = linking.corpus_backend(tokenizer_json)
         self.extract = getattr(extract, "of_file", None) or (lambda file: extract(file["code"], file["language"]))
         # What linking needs of a tokenizer; a worker need not load transformers.
         self.tokenizer = SimpleNamespace(is_fast=True, backend_tokenizer=backend)

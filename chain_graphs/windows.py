@@ -8,6 +8,7 @@ once, when the dataset is opened; randomness (masking) belongs to the collator.
 from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -20,6 +21,8 @@ from .layout import Candidates, find_visible, is_extra, place
 # Windows that are placed at once: enough to make arrays pay, few enough to keep them small.
 CHUNK_WINDOWS = 2048
 _SPACE_MARKS = "Ġ▁"
+# Windows of single texts are made again and again with one tokenizer.
+_canonical_of_tokenizer: WeakKeyDictionary = WeakKeyDictionary()
 
 
 def canonical_ids(tokenizer) -> np.ndarray:
@@ -29,13 +32,18 @@ def canonical_ids(tokenizer) -> np.ndarray:
         tokenizer: a Hugging Face tokenizer.
 
     Returns:
-        int32 array `(len(tokenizer),)`; the smallest id of each class.
+        int32 array `(len(tokenizer),)`, read-only; the smallest id of each class.
     """
+    known = _canonical_of_tokenizer.get(tokenizer)
+    if known is not None and len(known) == len(tokenizer):
+        return known
     first: dict[str, int] = {}
     result = np.empty(len(tokenizer), dtype=np.int32)
     for index, token in enumerate(tokenizer.convert_ids_to_tokens(range(len(tokenizer)))):
         bare = (token or "").lstrip(_SPACE_MARKS) or token
         result[index] = first.setdefault(bare, index)
+    result.setflags(write=False)
+    _canonical_of_tokenizer[tokenizer] = result
     return result
 
 
