@@ -16,7 +16,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=["graphmert", "graphmert.code_graph", "graphmert.chain_graphs", "graphmert.configs"],
+    packages=["graphmert", "graphmert.code_graph", "graphmert.chain_graphs", "graphmert.tasks", "graphmert.configs"],
     package_dir={"graphmert": "."},
     package_data={"graphmert.configs": ["*.yaml", "corpora/*.yaml"]},
     install_requires=[
