@@ -38,12 +38,13 @@ from typing import ClassVar
 import numpy as np
 import torch
 from tqdm.auto import tqdm
+from transformers import PreTrainedTokenizerFast
 
-from ..chain_graphs.tokenizer import load_tokenizer
+from ..chain_graphs.tokenizer import check_tokenizer
 from ..chain_graphs.windows import WindowDataset
 from ..collator import GraphMertCollator
 from ..configuration_graphmert import GraphMertConfig
-from ..modeling_graphmert import GraphMertForPreTraining, parameter_counts
+from ..modeling_graphmert import GraphMertForPreTraining, GraphMertForPreTrainingOutput, parameter_counts
 from ..pretraining_metrics import DIAGNOSTIC_INPUTS
 from ..run_summary import environment, file_sha256
 from . import TASKS
@@ -220,9 +221,12 @@ class TaskContext:
     @cached_property
     def tokenizer(self):
         """The checkpoint's tokenizer."""
-        if not any((self.model_dir / name).is_file() for name in ("tokenizer.json", "vocab.json")):
-            raise ValueError(f"--model {self.model_dir}: no tokenizer there (no tokenizer.json)")
-        return load_tokenizer(str(self.model_dir))
+        if not (self.model_dir / "tokenizer.json").is_file():
+            raise ValueError(f"--model {self.model_dir}: no fast tokenizer there (no tokenizer.json)")
+        # Not AutoTokenizer: it would ask whether to run the checkpoint's own code.
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(self.model_dir)
+        check_tokenizer(tokenizer, str(self.model_dir))
+        return tokenizer
 
     @property
     def use_graph(self) -> bool:
@@ -315,6 +319,7 @@ class TaskContext:
             "leaves_per_root": self.config.leaves_per_root if (self.use_graph if graph is None else graph) else 0,
             "include_uses": self.recipe.get("include_uses", True),
             "include_site_anchors": self.recipe.get("include_site_anchors", True),
+            "exclude_relations": tuple(self.recipe.get("exclude_relations", ())),
         }
 
     def windows(self, corpus: Corpus, max_windows: int | None = None, **options) -> WindowDataset:
@@ -345,8 +350,13 @@ class TaskContext:
         rows = self.rows_of_sources(sources, language)
         return WindowDataset(rows, self.tokenizer, **{**self.window_options(), **options})
 
-    def rows_of_sources(self, sources: Sequence[str], language: str = "python"):
-        """Rows as in a data set of chain graphs (`linking.ROW_COLUMNS`, `datasets.Dataset`), one for each text."""
+    def rows_of_sources(self, sources: Sequence[str], language: str = "python", graphs: Sequence | None = None):
+        """Rows as in a data set of chain graphs (`linking.ROW_COLUMNS`, `datasets.Dataset`), one for each text.
+
+        Args:
+            sources, language: as in `windows_of_sources`.
+            graphs: the texts' graphs, where they are at hand.
+        """
         from datasets import Dataset
 
         from ..chain_graphs.linking import ROW_COLUMNS, LeafEncoder, link_file
@@ -354,8 +364,9 @@ class TaskContext:
 
         encoder = LeafEncoder(self.tokenizer)
         columns: dict[str, list] = {name: [] for name in ROW_COLUMNS}
-        for source in self.progress(sources, "reading code"):
-            row, _ = link_file(source, extract(source, language), self.tokenizer, encoder)
+        for number, source in enumerate(self.progress(sources, "reading code")):
+            graph = extract(source, language) if graphs is None else graphs[number]
+            row, _ = link_file(source, graph, self.tokenizer, encoder)
             for name, values in row.items():
                 columns[name].append(values)
         return Dataset.from_dict(columns)
@@ -398,6 +409,24 @@ class TaskContext:
         left_out = (*DIAGNOSTIC_INPUTS, "labels", "relation_labels", "span_left", "span_right", "span_offset")
         return {name: value.to(self.device) for name, value in batch.items() if name not in left_out}
 
+    def predict(self, batch: dict[str, torch.Tensor]) -> GraphMertForPreTrainingOutput:
+        """Predictions for a collator's batch, without gradient.
+
+        Args:
+            batch: with `labels` (B, N).
+
+        Returns:
+            `logits` (M, V) of the labelled nodes in row-major order, `relation_logits` (B, R, L, C), on the device.
+        """
+        inputs = self.inputs(batch)
+        labels = batch["labels"].to(self.device)
+        if self.config.span_boundary:
+            # Nothing to predict from the spans' ends here, but the model asks for them beside labels.
+            nowhere = torch.zeros_like(labels)
+            inputs |= {"span_left": nowhere, "span_right": nowhere, "span_offset": nowhere}
+        with torch.no_grad():
+            return self._model(**inputs, labels=labels, sparse_prediction=True)
+
     def generator(self, name: str) -> np.random.Generator:
         """A random generator of the seed and a name, so that one task's draws do not depend on another's."""
         digest = hashlib.sha256(f"{self.arguments.seed} {name}".encode()).digest()
@@ -432,6 +461,7 @@ _RECIPE_FIELDS = (
     "dataset",
     "include_uses",
     "include_site_anchors",
+    "exclude_relations",
     "mlm_probability",
     "mnm_probability",
     "masked_span_leaves",

@@ -3,7 +3,10 @@
 import hashlib
 import re
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
+
+import numpy as np
 
 from ..chain_graphs.manifest import load_chain_graphs, manifest_text, read_manifest
 
@@ -42,6 +45,16 @@ class Corpus:
         self.rows = concatenate_datasets([stored[name] for name in self.splits])
         self.projects = projects_of(self.manifest, self.splits)
         self.fingerprint = fingerprint_of(self.manifest)
+
+    @cached_property
+    def tokens(self) -> tuple[np.ndarray, np.ndarray]:
+        """All tokens, file by file: offsets int64 (files + 1,) and token ids int32."""
+        offsets, values = [np.zeros(1, dtype=np.int64)], []
+        for chunk in self.rows.data.column("input_ids").chunks:
+            bounds = chunk.offsets.to_numpy().astype(np.int64)
+            values.append(chunk.values.to_numpy(zero_copy_only=False)[bounds[0] : bounds[-1]])
+            offsets.append(offsets[-1][-1] + bounds[1:] - bounds[0])
+        return np.concatenate(offsets), np.concatenate(values)
 
     def description(self) -> dict:
         """What a report says of the corpus."""

@@ -13,6 +13,7 @@ import torch
 from ..chain_graphs.baselines import relation_baselines, relation_scores
 from ..pretraining_metrics import node_relation_logits
 from .base import NotApplicable, Task, TaskContext, TaskResult
+from .leaf_order import neighbour_lookups
 
 
 @dataclass
@@ -51,7 +52,9 @@ class RelationPrediction(Task):
         found = predict_relations(context, windows, collator)
         scores = relation_scores(found["relation"].tolist(), found["predicted"].tolist(), found["visible"].tolist())
         number = scores.pop("num_relations_masked")
-        baselines = relation_baselines(context.windows(context.training), windows, collator)
+        trained = context.windows(context.training)
+        baselines = relation_baselines(trained, windows, collator)
+        baselines |= neighbour_lookups(context, trained, windows, collator)
         for figures in baselines.values():
             if figures.pop("num_relations_masked") != number:
                 raise RuntimeError("the lookups were scored on other facts than the model")
@@ -76,7 +79,6 @@ class RelationPrediction(Task):
         )
 
 
-@torch.no_grad()
 def predict_relations(context: TaskContext, windows, collator) -> dict[str, np.ndarray]:
     """What the relation head says of each hidden relation.
 
@@ -88,14 +90,11 @@ def predict_relations(context: TaskContext, windows, collator) -> dict[str, np.n
     Returns:
         `relation`, `predicted`, `visible`, `window`: int64 (facts,), in the order of windows and columns.
     """
-    model, parts = context.model(), []
+    parts = []
     for indices in context.batches(windows.lengths, "relation_prediction"):
         batch = collator([windows[int(i)] for i in indices])
-        inputs = context.inputs(batch)
-        # The LM head has nothing to do: no label, no logit.
-        nothing = torch.full_like(inputs["input_ids"], -100)
-        logits = model(**inputs, labels=nothing, sparse_prediction=True).relation_logits
-        predicted = node_relation_logits(logits, inputs).argmax(-1).cpu()
+        logits = context.predict(batch).relation_logits.cpu()
+        predicted = node_relation_logits(logits, batch).argmax(-1)
         row, column = (batch["relation_labels"] >= 0).nonzero(as_tuple=True)
         values = (batch["relation_labels"], predicted, batch["leaf_in_window"])
         parts.append(torch.stack([*(value[row, column] for value in values), torch.as_tensor(indices)[row], column]))
