@@ -129,7 +129,7 @@ def test_candidates_and_baselines():
     assert ranks == {
         "majority": [2, 1, 4, 3],
         "frequency for the name": [1, 1, 4, 3],
-        "class of the name, else frequency": [1, 1, 0, 3],
+        "class of the name, else frequency": [0, 1, 0, 3],
     }
     assert [found.is_seen(item.hidden) for item in queries] == [True, False, False, False]
 
