@@ -1,0 +1,106 @@
+"""Does the order of a root's leaves tell a hidden relation? Two lookups on the same masks answer it.
+
+Both are told the tokens around the head, the tail and the other relations of the root; one as a set, the other in their
+order. What the order adds is a leak: nothing about a fact should lie in where its leaf stands among its neighbours.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+
+import numpy as np
+
+from ..chain_graphs.baselines import relation_scores
+from .base import TaskContext
+
+NEIGHBOURS = {
+    "the set of the root's other relations": (("text", "tail", "others"), ("text", "tail"), ("text", "others")),
+    "the root's other relations in order": (
+        ("text", "tail", "order"),
+        ("text", "tail", "others"),
+        ("text", "tail"),
+        ("text", "order"),
+        ("text", "others"),
+    ),
+}
+_LAST = (("text",), ("reversed",), ())
+
+
+def neighbour_lookups(context: TaskContext, train_windows, eval_windows, collator) -> dict[str, dict[str, float]]:
+    """Score the two lookups on the relations that `collator` hides in `eval_windows`.
+
+    Args:
+        context: for its progress bars and batches.
+        train_windows: where the lookups count.
+        eval_windows: where they are scored.
+        collator: hides the relations.
+
+    Returns:
+        As `baselines.relation_baselines`.
+    """
+    lookups = {name: (*keys, *_LAST) for name, keys in NEIGHBOURS.items()}
+    tables = {key: defaultdict(Counter) for keys in lookups.values() for key in keys}
+    for item in context.progress(train_windows, "counting neighbours", total=len(train_windows)):
+        first = np.cumsum(item["leaf_length"]) - item["leaf_length"]
+        facts = np.stack(
+            [
+                item["leaf_root"],
+                item["relation"],
+                item["relation"],
+                item["reversed"],
+                item["head_start"],
+                item["head_length"],
+                item["leaf_ids"][first] if len(first) else first,
+                item["visible"],
+            ],
+            axis=1,
+        )
+        for features, relation, _ in _facts(item["input_ids"], facts):
+            for key, table in tables.items():
+                table[tuple(features[name] for name in key)][relation] += 1
+    answers = {
+        key: {entry: min(counts, key=lambda r, counts=counts: (-counts[r], r)) for entry, counts in table.items()}
+        for key, table in tables.items()
+    }
+    gold, visible, predicted = [], [], {name: [] for name in lookups}
+    for indices in context.batches(eval_windows.lengths, "scoring neighbours"):
+        batch = {name: value.numpy() for name, value in collator([eval_windows[int(i)] for i in indices]).items()}
+        for row in range(len(indices)):
+            at = (batch["leaf_index"][row] >= 0) & (batch["attention_mask"][row] > 0) & (batch["fact_place"][row] == 0)
+            names = ("root_index", "relation_ids", "relation_labels", "relation_reversed", "head_start", "head_length")
+            columns = [batch[name][row, at] for name in (*names, "input_ids", "leaf_in_window")]
+            for features, relation, is_visible in _facts(batch["input_ids"][row], np.stack(columns, axis=1)):
+                if relation < 0:
+                    continue
+                gold.append(relation)
+                visible.append(is_visible)
+                for name, keys in lookups.items():
+                    entries = ((key, tuple(features[part] for part in key)) for key in keys)
+                    predicted[name].append(next(answers[k][e] for k, e in entries if e in answers[k]))
+    return {name: relation_scores(gold, guesses, visible) for name, guesses in predicted.items()}
+
+
+def _facts(ids: np.ndarray, facts: np.ndarray) -> Iterator[tuple[dict, int, int]]:
+    """(features, relation, visible) of the facts of a window.
+
+    Args:
+        ids: of the window; roots first.
+        facts: (facts, 8) in the order of root and slot: root, relation that is shown, relation that is asked for,
+            direction, head's start and length, first token of the leaf, whether the leaf stands in the window.
+    """
+    rows, ids = facts.tolist(), ids.tolist()
+    on_root = defaultdict(list)
+    for number, row in enumerate(rows):
+        on_root[row[0]].append(number)
+    for members in on_root.values():
+        shown = [rows[number][1] for number in members]
+        for place, number in enumerate(members):
+            _, _, relation, is_reversed, start, length, tail, visible = rows[number]
+            before, after = shown[:place], shown[place + 1 :]
+            features = {
+                "reversed": is_reversed,
+                "text": (is_reversed, ids[start - 1], ids[start + length]),
+                "tail": tail,
+                "others": tuple(sorted(before + after)),
+                "order": (tuple(before), tuple(after)),
+            }
+            yield features, relation, visible

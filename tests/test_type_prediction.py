@@ -1,0 +1,205 @@
+"""Hidden types: where they are asked for, among which candidates, and how a candidate is scored."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from tiny import window
+from tiny_tasks import LEAVES, checkpoint, context, corpora
+
+import graphmert.tasks.type_prediction as types
+from graphmert.chain_graphs.windows import WindowDataset
+from graphmert.code_graph import Triple
+from graphmert.tasks import run_task
+from graphmert.tasks.annotations import HiddenType, hide_annotations
+from graphmert.tasks.queries import Query, ask_in_leaf, ask_in_text, keep_facts
+
+SOURCE = """import os
+class Reader:
+    size: int = 0
+    def walk(self, path: os.PathLike[str], *rest: "Reader", deep: bool=False) -> list[
+        int]:
+        found: list[int] = []  # type: list
+        return self.walk(path)  # type: ignore
+"""
+HIDDEN = """import os
+class Reader:
+    size = 0
+    def walk(self, path, *rest, deep=False):
+        found = []@@
+        return self.walk(path)  # type: ignore
+""".replace("@@", "  ")
+
+
+def test_annotations_are_taken_out():
+    text, hidden, graph = hide_annotations(SOURCE)
+    assert text == HIDDEN
+    found = [(item.relation, item.name, item.type, item.prefix, text[item.place :][:3]) for item in hidden]
+    assert found == [
+        ("returns", "walk", "list[ int]", " -> ", ":\n "),
+        ("has_type", "path", "os.PathLike[str]", ": ", ", *"),
+        ("has_type", "rest", "Reader", ": ", ", d"),
+        ("has_type", "deep", "bool", ": ", "=Fa"),
+    ]
+    assert all(text[item.start : item.end] == item.name for item in hidden)
+    relations = {"imports", "contains", "has_field", "has_parameter", "declares", "calls"}
+    assert {triple.relation for triple in graph.triples} == relations
+
+
+def query(head=(2, 1), place=3, prefix=(50,)) -> Query:
+    hidden = HiddenType("has_type", "x", "int", 0, 0, 0, ": ")
+    return Query(0, 0, "p", hidden, head, place, list(prefix), 5, [], False)
+
+
+CONFIG = SimpleNamespace(leaves_per_root=4, num_roots=8)
+FACTS = [
+    (1, 1, 0, 0, 0, 1, 0, [11]),
+    (2, 1, 1, 0, 0, 2, 0, [12, 13]),
+    (2, 2, 2, 1, 0, 2, 2, [14]),
+    (4, 1, 3, 0, 0, 4, 0, [15]),
+]
+
+
+def facts_of(item) -> list[tuple]:
+    names = ("head_start", "head_length", "relation", "reversed", "visible", "leaf_root", "leaf_slot")
+    leaves = np.split(item["leaf_ids"], np.cumsum(item["leaf_length"])[:-1])
+    rows = np.stack([item[name] for name in names], axis=1).tolist()
+    return [(*row, leaf.tolist()) for row, leaf in zip(rows, leaves, strict=True)]
+
+
+def test_a_question_in_a_leaf():
+    item = window([0, 21, 22, 23, 24, 2], FACTS)
+    asked, where = ask_in_leaf(item, query(), [4], CONFIG)
+    assert facts_of(asked) == [*FACTS[:3], (2, 1, 5, 0, 0, 2, 3, [4]), FACTS[3]] and where == (2, 3)
+    # Without room for three the root's last leaf makes way.
+    asked, where = ask_in_leaf(item, query(), [4, 4], CONFIG)
+    assert facts_of(asked) == [*FACTS[:2], (2, 1, 5, 0, 0, 2, 2, [4, 4]), FACTS[3]] and where == (2, 2)
+    # A name of several roots is asked at the one with the most room.
+    asked, where = ask_in_leaf(item, query(head=(2, 2)), [4, 4], CONFIG)
+    assert facts_of(asked) == [*FACTS[:3], (2, 2, 5, 0, 0, 3, 0, [4, 4]), FACTS[3]] and where == (3, 0)
+    assert facts_of(item) == FACTS
+
+
+def test_a_question_in_the_text():
+    item = window([0, 21, 22, 23, 24, 2], FACTS)
+    asked, where = ask_in_text(item, query(), [4], CONFIG)
+    assert asked["input_ids"].tolist() == [0, 21, 22, 50, 4, 23, 24, 2] and where == (4, -1)
+    assert facts_of(asked) == [*FACTS[:3], (6, 1, 3, 0, 0, 6, 0, [15])] and len(asked["word_starts"]) == 8
+    # One token too many: the end gives way, or the beginning where the place is in the second half.
+    asked, where = ask_in_text(item, query(), [4, 4], CONFIG)
+    assert asked["input_ids"].tolist() == [0, 21, 22, 50, 4, 4, 23, 2] and where == (4, -1)
+    assert facts_of(asked) == FACTS[:3]
+    asked, where = ask_in_text(item, query(head=(4, 1), place=5), [4, 4], CONFIG)
+    assert asked["input_ids"].tolist() == [0, 22, 23, 24, 50, 4, 4, 2] and where == (5, -1)
+    assert facts_of(asked) == [
+        (1, 1, 1, 0, 0, 1, 0, [12, 13]),
+        (1, 2, 2, 1, 0, 1, 2, [14]),
+        (3, 1, 3, 0, 0, 3, 0, [15]),
+    ]
+    assert facts_of(keep_facts(item, np.array([False, True, False, True]))) == [FACTS[1], FACTS[3]]
+
+
+def declared(name, type_, relation="has_type") -> Triple:
+    return Triple(name, 0, 1, relation, type_, 0, 1)
+
+
+def candidates(max_tokens=2) -> types.Candidates:
+    facts = [declared("path", "str")] * 3 + [declared("path", "Path")] * 2 + [declared("size", "int")] * 4
+    facts += [declared("x", "a b c")] * 2 + [declared("y", "rare")] + [declared("read", "str", "returns")] * 2
+    ids = {"str": [1], "Path": [2, 3], "int": [4], "a b c": [1, 2, 3], "Reader": [5], "rare": [6]}
+    return types.Candidates(facts, ids.__getitem__, types.TypePredictionOptions(max_tokens, 2))
+
+
+def test_candidates_and_baselines():
+    found = candidates()
+    assert found.types == {"Path": [2, 3], "int": [4], "str": [1]}
+    # One more of each length: 7 of one token and 2 of two.
+    assert found.length_prior[5].tolist() == pytest.approx(np.log([8 / 11, 3 / 11]).tolist())
+    assert found.length_prior[0].tolist() == pytest.approx(np.log([0.5, 0.5]).tolist())
+    assert found.of_file(["Reader", "str"]) == {"Reader": [5]}
+
+    def asked(name, type_, classes=()):
+        hidden = HiddenType("has_type", name, type_, 0, 0, 0, ": ")
+        return Query(0, 0, "p", hidden, (1, 1), 2, [], 5, list(classes), False)
+
+    queries = [asked("path", "Path"), asked("new", "str"), asked("_reader", "Reader", ["Reader"]), asked("q", "Gone")]
+    ranks = found.baselines(queries, [{}, {}, {"Reader": [5]}, {}])
+    # Of parameters: int 4, str 3, Path 2; of the name path: str 3, Path 2.
+    assert ranks == {
+        "majority": [2, 1, 4, 3],
+        "frequency for the name": [1, 1, 4, 3],
+        "class of the name, else frequency": [0, 1, 0, 3],
+    }
+    assert [found.is_seen(item.hidden) for item in queries] == [True, False, False, False]
+
+
+@pytest.mark.parametrize("way", [types.LEAF, types.TEXT])
+def test_ranks_against_a_naive_loop(way, monkeypatch):
+    opened = context(max_examples=20)
+    files, _ = types.read_files(opened, opened.test.rows, "hiding types")
+    rows = opened.rows_of_sources([file.text for file in files], graphs=[file.graph for file in files])
+    windows = WindowDataset(rows, opened.tokenizer, **opened.window_options())
+    queries = [types.locate(opened, rows, windows, 0, files[0], hidden) for hidden in files[0].hidden[:4]]
+    queries = [item for item in queries if item is not None]
+    options = types.TypePredictionOptions(2, 1)
+    chosen = types.Candidates(types.trained_types(opened), types.LeafEncoder(opened.tokenizer), options)
+    own = [chosen.of_file(item.classes) for item in queries]
+    ranks = types.rank_types(opened, windows, queries, own, chosen, way)
+    mask = opened.tokenizer.mask_token_id
+    for item, names, rank in zip(queries, own, ranks, strict=True):
+        scores = {}
+        for size in (1, 2):
+            ask = ask_in_leaf if way == types.LEAF else ask_in_text
+            asked, _ = ask(windows[item.window], item, [mask] * size, opened.config)
+            batch = opened.collator()([asked])
+            with torch.no_grad():
+                logits = opened.model()(**opened.inputs(batch)).logits[0].log_softmax(-1)
+            at = (batch["input_ids"][0] == mask).nonzero()[:, 0].tolist()
+            assert len(at) == size
+            for text, tokens in {**chosen.types, **names}.items():
+                if len(tokens) == size:
+                    score = sum(float(logits[column, token]) for column, token in zip(at, tokens, strict=True))
+                    scores[text] = score + chosen.length_prior[item.relation][size - 1]
+        better = (
+            sum(value > scores[item.hidden.type] for value in scores.values())
+            if item.hidden.type in scores
+            else len(scores)
+        )
+        assert rank == better
+    assert len(queries) > 2
+
+    # A model that knows the answers gives each hidden type that is a candidate the first rank.
+    def knowing(batch, real=opened.predict):
+        logits = real(batch).logits * 0
+        for row, item in enumerate(order[: len(batch["labels"])]):
+            tokens = {**chosen.types, **own[item]}.get(queries[item].hidden.type, [])
+            size = int((batch["labels"][row] == 0).sum())
+            for place, token in enumerate(tokens if len(tokens) == size else []):
+                logits[row * size + place, token] = 50.0
+        return SimpleNamespace(logits=logits)
+
+    order = np.argsort(-windows.lengths[[item.window for item in queries]], kind="stable").tolist()
+    monkeypatch.setattr(opened, "predict", knowing)
+    for item, names, rank in zip(
+        queries, own, types.rank_types(opened, windows, queries, own, chosen, way), strict=True
+    ):
+        assert (rank == 0) == (item.hidden.type in {**chosen.types, **names})
+
+
+def test_the_task_on_checkpoints_with_and_without_leaves():
+    options = {"type_max_tokens": LEAVES, "type_min_count": 1, "max_examples": 12, "batch_size": 8}
+    both = run_task("type_prediction", checkpoint(), corpora()[1], **options)
+    off = run_task(
+        "type_prediction",
+        checkpoint("off", leaves_per_root=0, use_hgat=False, decay_mode=None),
+        corpora()[1],
+        **options,
+    )
+    assert both["details"]["asked"] == types.LEAF and set(both["controls"]) == {types.TEXT}
+    assert off["details"]["asked"] == types.TEXT and off["controls"] == {}
+    for name, figures in off["baselines"].items():
+        assert figures["top1"] == both["baselines"][name]["top1"]
+    assert both["counts"]["asked"] == off["counts"]["asked"] <= 12
+    for name in ("top1", "top5", "top1_seen_name", "top1_parameter"):
+        assert 0 <= both["figures"][name] <= 1 and name in both["baselines"]["frequency for the name"]
