@@ -16,6 +16,7 @@ TASKS: dict[str, str] = {
     "relation_prediction": "masked relations of unseen projects beside lookups",
     "tail_prediction": "masked tails of unseen projects beside lookups",
     "type_prediction": "types of parameters and results, hidden from text and graph",
+    "code_search": "functions found by their docstrings, names masked or not, beside BM25",
 }
 """Every task's module and what it measures, in one line."""
 

@@ -13,7 +13,9 @@ import datasets
 import evaluate
 import numpy as np
 
-_DESCRIPTION = "Mean average precision of the first R candidates, R being the number of right candidates of each query."
+_DESCRIPTION = (
+    "Mean average precision of the first R candidates, R being the number of right candidates of each query."
+)
 _CITATION = """\
 @inproceedings{musgrave2020metric,
   title={A Metric Learning Reality Check},

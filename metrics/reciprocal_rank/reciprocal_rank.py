@@ -52,14 +52,18 @@ class ReciprocalRank(evaluate.Metric):
         )
 
     def _compute(self, predictions, references, ks=(1, 10)):
+        sizes = np.array([len(scores) for scores in predictions])
+        for query, (size, right) in enumerate(zip(sizes, references, strict=True)):
+            if not 0 <= right < size:
+                raise ValueError(f"query {query} has {size} candidates, so that none of them is number {right}")
         ranks = np.empty(len(references))
-        for query, (scores, right) in enumerate(zip(predictions, references, strict=True)):
-            scores = np.asarray(scores, dtype=np.float32)
-            if not 0 <= right < len(scores):
-                raise ValueError(f"query {query} has {len(scores)} candidates, so that none of them is number {right}")
+        for size in np.unique(sizes):
+            queries = np.flatnonzero(sizes == size)
+            scores = np.asarray([predictions[query] for query in queries], dtype=np.float32)
             if np.isnan(scores).any():
-                raise ValueError(f"query {query}: a score is not a number")
-            ranks[query] = rankdata(-scores, method="average")[right]
+                raise ValueError(f"query {queries[np.isnan(scores).any(axis=1)][0]}: a score is not a number")
+            right = np.asarray(references)[queries]
+            ranks[queries] = rankdata(-scores, method="average", axis=1)[np.arange(len(queries)), right]
         figures = {"mrr": float(np.mean(1 / ranks))}
         figures |= {f"recall_at_{k}": float(np.mean(ranks <= k)) for k in ks}
         return {**figures, "ranks": ranks.tolist()}
