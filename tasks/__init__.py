@@ -17,6 +17,8 @@ TASKS: dict[str, str] = {
     "tail_prediction": "masked tails of unseen projects beside lookups",
     "type_prediction": "types of parameters and results, hidden from text and graph",
     "code_search": "functions found by their docstrings, names masked or not, beside BM25",
+    "clone_retrieval": "the same function in another version of its package, MAP@R",
+    "variable_misuse": "which local name belongs at a use, by the LM head",
 }
 """Every task's module and what it measures, in one line."""
 

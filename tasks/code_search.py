@@ -59,7 +59,7 @@ class CodeSearchOptions:
             "none; auto: graph where the checkpoint knows it, else none."
         },
     )
-    search_steps: int = field(default=300, metadata={"help": "Steps of contrastive fine-tuning; 0: zero-shot only."})
+    search_steps: int = field(default=160, metadata={"help": "Steps of contrastive fine-tuning; 0: zero-shot only."})
     search_batch_size: int = field(default=32, metadata={"help": "Pairs in each step of fine-tuning."})
     search_learning_rate: float = field(default=1e-3, metadata={"help": "Highest learning rate of fine-tuning."})
     search_temperature: float = field(default=0.05, metadata={"help": "Divides the cosines in fine-tuning."})
@@ -143,16 +143,19 @@ class CodeSearch(Task):
             counts["training_pairs"] = pairs
             parts = np.array_split(np.array(losses), min(10, len(losses)))
             details["fine_tuning_loss"] = [round(float(part.mean()), 4) for part in parts]
+        main = list(encoders)[-1]
         for who, encoder in encoders.items():
             asked = embed(context, encoder, questions, False, f"{who}: questions")
-            for mask, windows in texts.items():
+            # What was not fine-tuned stands beside it on the functions as they are.
+            masks = texts if who == main else [mask for mask in texts if mask == "none"]
+            for mask in masks:
+                windows = texts[mask]
                 for with_extra in (True, False) if extra != "none" else (True,):
                     given = embed(context, encoder, windows, with_extra, f"{who}: functions")
                     scores = asked @ given.T
                     name = who if with_extra else f"{who}, without {extra}"
                     found.add(name, mask, lambda pool, scores=scores: scores[pool][:, pool].numpy())
 
-        main = list(encoders)[-1]
         details["left_out"] = left_out
         details["spread_over_pools"] = found.spread
         details["extra_tokens_per_window"] = {mask: w.num_extra / len(w) for mask, w in texts.items()}

@@ -18,6 +18,7 @@ from .retrieval import TextWindows, pooled_states
 CLIP_NORM = 1.0
 WARMUP_SHARE = 0.1
 WEIGHT_DECAY = 0.01
+PART = 8
 
 
 @dataclass
@@ -32,9 +33,9 @@ class ContrastiveSettings:
         extra_dropout: share of the functions that are given without their leaves (or context).
     """
 
-    steps: int = 300
+    steps: int = 160
     batch_size: int = 32
-    learning_rate: float = 3e-4
+    learning_rate: float = 1e-3
     temperature: float = 0.05
     extra_dropout: float = 0.3
 
@@ -66,6 +67,15 @@ def contrastive_loss(questions_BD: torch.Tensor, texts_BD: torch.Tensor, tempera
     """
     scores_BB = F.normalize(questions_BD, dim=-1) @ F.normalize(texts_BD, dim=-1).T / temperature
     return F.cross_entropy(scores_BB, torch.arange(len(scores_BB), device=scores_BB.device))
+
+
+def first_states(encoder, texts: TextWindows, chosen: np.ndarray, with_extra: np.ndarray) -> torch.Tensor:
+    """Summed states of the first windows of some texts, float (B, D), read in parts of similar length to save padding."""
+    windows = texts.first[chosen]
+    order = np.argsort(texts.lengths[windows], kind="stable")
+    parts = [order[start : start + PART] for start in range(0, len(order), PART)]
+    states_BD = torch.cat([pooled_states(encoder, *texts.batch(windows[part], with_extra[part])) for part in parts])
+    return states_BD[torch.from_numpy(np.argsort(np.concatenate(parts))).to(states_BD.device)]
 
 
 def fine_tune(
@@ -106,8 +116,8 @@ def fine_tune(
         pairs, waiting = waiting[:size], waiting[size:]
         with_extra = keeps.random(size) >= settings.extra_dropout
         loss = contrastive_loss(
-            pooled_states(encoder, *questions.batch(questions.first[pairs], False)),
-            pooled_states(encoder, *texts.batch(texts.first[pairs], with_extra)),
+            first_states(encoder, questions, pairs, np.zeros(size, dtype=bool)),
+            first_states(encoder, texts, pairs, with_extra),
             settings.temperature,
         )
         optimizer.zero_grad(set_to_none=True)

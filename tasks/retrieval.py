@@ -33,6 +33,21 @@ def load_metric(name: str) -> evaluate.EvaluationModule:
     return evaluate.load(str(METRICS / name), keep_in_memory=True)
 
 
+class _FirstWindows(WindowDataset):
+    """The first windows of each row; the others are not even given their leaves."""
+
+    def __init__(self, rows, tokenizer, per_row: int, **options):
+        self._per_row = per_row
+        super().__init__(rows, tokenizer, **options)
+
+    def _cut(self, dataset, max_windows: int | None) -> None:
+        super()._cut(dataset, max_windows)
+        begins = np.searchsorted(self.file_index, np.arange(len(dataset)))
+        self.windows_of_row = np.diff(np.append(begins, len(self.file_index)))
+        kept = np.arange(len(self.file_index)) - begins[self.file_index] < self._per_row
+        self.file_index, self.token_range = self.file_index[kept], self.token_range[kept]
+
+
 class TextWindows:
     """Texts as windows that an encoder takes, each with its leaves, with raw context, or with neither.
 
@@ -72,28 +87,25 @@ class TextWindows:
             options["leaves_per_root"] = context.config.leaves_per_root or 7
         options["num_roots"] = num_roots or options["num_roots"]
         rows = link_excerpts(excerpts, context.tokenizer)
-        self._windows = WindowDataset(rows, context.tokenizer, **options)
+        self._windows = _FirstWindows(rows, context.tokenizer, max_windows, **options)
         self._collator = context.collator(diagnostics=False, num_roots=options["num_roots"])
         self._context, self.extra = context, extra
-        numbers = self._windows.file_index.astype(np.int64)
         self.num_texts = len(excerpts)
-        begins = np.searchsorted(numbers, np.arange(self.num_texts))
-        counts = np.diff(np.append(begins, len(numbers)))
+        counts = self._windows.windows_of_row
         if (counts == 0).any():
             raise ValueError(f"text {int(np.flatnonzero(counts == 0)[0])} has no token")
-        self._chosen = np.flatnonzero(np.arange(len(numbers)) - begins[numbers] < max_windows)
         self.num_cut = int((counts > max_windows).sum())
-        self.text_of = numbers[self._chosen]
+        self.text_of = self._windows.file_index.astype(np.int64)
         self.first = np.searchsorted(self.text_of, np.arange(self.num_texts))
-        own = np.diff(self._windows.token_range[self._chosen], axis=1)[:, 0] + 2
-        self.lengths = self._windows.lengths[self._chosen]
+        own = np.diff(self._windows.token_range, axis=1)[:, 0] + 2
+        self.lengths = self._windows.lengths
         if extra == "context":
-            self._pieces = [self._surrounded(int(window), rows, excerpts) for window in self._chosen]
+            self._pieces = [self._surrounded(window, rows, excerpts) for window in range(len(self))]
             self.lengths = np.array([len(ids) for ids, _, _ in self._pieces])
         self.num_extra = int((self.lengths - own).sum())
 
     def __len__(self) -> int:
-        return len(self._chosen)
+        return len(self._windows)
 
     def _surrounded(self, window: int, rows, excerpts: Sequence[Excerpt]) -> tuple[np.ndarray, int, int]:
         """Token ids of a window with raw context, and where its own tokens begin and end among them."""
@@ -131,7 +143,7 @@ class TextWindows:
         keep = np.broadcast_to(np.asarray(with_extra, dtype=bool), len(indices))
         device = self._context.device
         if self.extra != "context":
-            items = [self._windows[int(self._chosen[index])] for index in indices]
+            items = [self._windows[int(index)] for index in indices]
             items = [item if kept else without_leaves(item) for item, kept in zip(items, keep, strict=True)]
             inputs = self._context.inputs(self._collator(items))
             return inputs, ((inputs["leaf_index"] < 0) & inputs["attention_mask"].bool()).float()

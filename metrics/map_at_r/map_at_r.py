@@ -59,8 +59,8 @@ class MapAtR(evaluate.Metric):
             scores, right = np.asarray(scores, dtype=np.float32), np.unique(np.asarray(right, dtype=np.int64))
             if len(right) == 0 or right[0] < 0 or right[-1] >= len(scores):
                 raise ValueError(
-                    f"query {query} has {len(scores)} candidates and the right ones {right.tolist()}; it needs at least one, "
-                    f"all of 0..{len(scores) - 1}"
+                    f"query {query} has {len(scores)} candidates and the right ones {right.tolist()}; it needs at least "
+                    f"one, all of 0..{len(scores) - 1}"
                 )
             if np.isnan(scores).any() or np.isneginf(scores[right]).any():
                 raise ValueError(f"query {query}: a score is not a number, or a right candidate is left out")
