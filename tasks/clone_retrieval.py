@@ -45,8 +45,8 @@ class CloneRetrievalOptions:
     clone_versions: list[str] = field(
         default_factory=lambda: list(VERSIONS),
         metadata={
-            "help": "Sources that hold versions of the same packages, as for chain_graphs.build: pypi:NAME==VERSION (versions "
-            "of one NAME belong together) or dir:PATH (all directories belong together)."
+            "help": "Sources that hold versions of the same packages, as for chain_graphs.build: pypi:NAME==VERSION "
+            "(versions of one NAME belong together) or dir:PATH (all directories belong together)."
         },
     )
     clone_functions: int = field(
