@@ -18,7 +18,8 @@ setup(
     python_requires=">=3.11",
     packages=["graphmert", "graphmert.code_graph", "graphmert.chain_graphs", "graphmert.tasks", "graphmert.configs"],
     package_dir={"graphmert": "."},
-    package_data={"graphmert.configs": ["*.yaml", "corpora/*.yaml"]},
+    # The metrics are scripts that `evaluate` loads from their path, not modules.
+    package_data={"graphmert": ["metrics/*/*.py"], "graphmert.configs": ["*.yaml", "corpora/*.yaml"]},
     install_requires=[
         "torch>=2.6",
         "transformers>=5.17",
@@ -35,6 +36,8 @@ setup(
         "tree-sitter-ruby>=0.23.1",
         "tree-sitter-php>=0.24",
         "scikit-learn>=1.5",
+        "scipy>=1.13",
+        "bm25s>=0.2.7",
         "matplotlib>=3.9",
         "pyyaml>=6.0",
         "tqdm>=4.66",

@@ -47,7 +47,7 @@ class CodeSearchOptions:
         metadata={"help": "Variants: none (as is), name (function's name masked), all (all names masked)."},
     )
     search_windows: int = field(
-        default=4, metadata={"help": "Windows read of each function, from its beginning; their tokens are averaged."}
+        default=2, metadata={"help": "Windows read of each function, from its beginning; their tokens are averaged."}
     )
     search_window_roots: int | None = field(
         default=None, metadata={"help": "Tokens of a window. Default: the checkpoint's num_roots."}

@@ -1,9 +1,10 @@
 """Variable misuse: at one use of a local name, which of the names in scope belongs there? Zero-shot, by the LM head.
 
 The use is hidden and every name that is bound before it is scored by the masked tokens' mean log-probability, masks of
-the name's own length in its place. Two readings of the scores (Allamanis et al. 2018, arXiv 1711.00740; Vasic et al.
-2019): which name fits best (repair), and, with another name written there, whether the written one is wrong (detection;
-the place is told, not what should stand there).
+the name's own length in its place; "calibrated" takes off the log of each token's mean probability over all sites, so
+that words which a model likes everywhere gain nothing. Two readings of the scores (Allamanis et al. 2018, arXiv
+1711.00740; Vasic et al. 2019, arXiv 1904.01720): which name fits best (repair), and, with another name written there,
+whether the written one is wrong (detection; the place is told, not what should stand there).
 
 The graph must not tell the answer: `x flows_to y` at the place where `y` is computed names the very name that is read
 there. So the use is replaced by a name that the file does not know *before* the graph is read, and facts that touch that
@@ -88,9 +89,12 @@ class VariableMisuse(Task):
         limit = min(options.misuse_sites, context.arguments.max_examples or options.misuse_sites)
         sites, counts = find_sites(context, options.misuse_min_names, limit)
         windows, places = site_windows(context, sites)
-        scores: dict[str, list[np.ndarray]] = {"model": name_scores(context, sites, windows, places)}
+        scores: dict[str, list[np.ndarray]] = {}
+        scores["model"], scores["calibrated"] = name_scores(context, sites, windows, places)
         if context.use_graph:
-            scores["without graph"] = name_scores(context, sites, windows, places, with_leaves=False)
+            without = name_scores(context, sites, windows, places, with_leaves=False)
+            scores["without graph"], scores["without graph, calibrated"] = without
+        controls = [name for name in scores if name != "model"]
         scores["most frequent name"] = [
             # The nearer one where two are equally frequent.
             np.array(site.frequency) + (np.array(site.last) + 1) / (site.start + 2)
@@ -115,7 +119,7 @@ class VariableMisuse(Task):
         return TaskResult(
             figures=figures["model"],
             baselines=baselines,
-            controls={name: figures[name] for name in ("without graph",) if name in figures},
+            controls={name: figures[name] for name in controls},
             counts={"sites": len(sites), "names": int(numbers.sum())},
             details={"left_out": counts, "leaves_per_window": float(leaves)},
             examples=examples,
@@ -293,14 +297,16 @@ def widened(item: dict, root: int, length: int, mask_token_id: int, number: int)
 @torch.no_grad()
 def name_scores(
     context: TaskContext, sites: list[Site], windows: WindowDataset, places: list, with_leaves: bool = True
-) -> list[np.ndarray]:
-    """Mean log-probability of the tokens of each name at each site, float64 arrays `(names,)`.
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Mean log-probability of the tokens of each name at each site, and the same calibrated; float64 arrays `(names,)`.
 
     Names of equal length share a forward pass. A name that is too long for the window's margin scores minus infinity.
     """
     model, collator = context.model(), context.collator(diagnostics=False)
     encode = context.tokenizer.backend_tokenizer.encode
-    scores = [np.full(len(site.names), -np.inf) for site in sites]
+    scores, calibrated = ([np.full(len(site.names), -np.inf) for site in sites] for _ in range(2))
+    # Mean probability of each token over all masks, and the tokens whose share of it is still to be taken off.
+    prior, num_masks, waiting = np.zeros(context.config.vocab_size), 0, []
     passes: list[tuple[int, int, list[int], list[list[int]]]] = []
     for number, site in enumerate(sites):
         by_length: dict[int, list[tuple[int, list[int]]]] = {}
@@ -329,7 +335,12 @@ def name_scores(
             logits = model.lm_head(states_BND[row, root : root + length])
             logs = torch.log_softmax(logits.float(), dim=-1).cpu().numpy().astype(np.float64)
             scores[number][names] = logs[np.arange(length), np.array(ids)].mean(axis=1)
-    return scores
+            prior, num_masks = prior + np.exp(logs).sum(axis=0), num_masks + length
+            waiting.append((number, names, ids))
+    log_prior = np.log(prior / max(num_masks, 1))
+    for number, names, ids in waiting:
+        calibrated[number][names] = scores[number][names] - log_prior[np.array(ids)].mean(axis=1)
+    return scores, calibrated
 
 
 def judge(sites: list[Site], scores: list[np.ndarray]) -> tuple[dict[str, float], np.ndarray]:

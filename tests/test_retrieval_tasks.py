@@ -420,9 +420,16 @@ def test_name_scores_are_those_of_one_name_at_a_time(places):
     context = context_of(places)
     sites, _ = find_sites(context, 3, 4)
     windows, where = site_windows(context, sites)
-    scores = name_scores(context, sites, windows, where)
+    scores, calibrated = name_scores(context, sites, windows, where)
     model, collator = context.model(), context.collator(diagnostics=False)
     tokenizer = context.tokenizer
+    # What calibration takes off depends on a name's tokens alone, not on the site.
+    taken = {}
+    for number, site in enumerate(sites):
+        for index, name in enumerate(site.names):
+            off = scores[number][index] - calibrated[number][index]
+            assert taken.setdefault(name, off) == pytest.approx(off) and off < 0
+    assert len(taken) > 3
     for number in (0, 3):
         window, root, hole = where[number]
         assert tokenizer.decode(windows[window]["input_ids"][root : root + hole]).strip() == HOLE
@@ -433,7 +440,7 @@ def test_name_scores_are_those_of_one_name_at_a_time(places):
                 logits = model(**context.inputs(collator([item]))).logits[0, root : root + len(ids)]
             expected = F.log_softmax(logits, -1)[torch.arange(len(ids)), ids].mean()
             assert scores[number][index] == pytest.approx(float(expected), abs=1e-4)
-    assert not np.allclose(scores[0], name_scores(context, sites, windows, where, with_leaves=False)[0], atol=1e-4)
+    assert not np.allclose(scores[0], name_scores(context, sites, windows, where, with_leaves=False)[0][0], atol=1e-4)
     assert without_leaves(windows[0])["leaf_ids"].size == 0 < windows[0]["leaf_ids"].size
 
 
@@ -457,5 +464,5 @@ def test_variable_misuse_from_end_to_end(places):
         assert set(figures) == {"accuracy", "mrr", "prefers_right_to_wrong", "detection_auc"}
         assert all(0 <= value <= 1 for value in figures.values())
     plain = run_task("variable_misuse", places / "plain", places / "test.data", misuse_min_names=2)
-    assert plain["controls"] == {} and plain["baselines"]["random"] == report["baselines"]["random"]
+    assert set(plain["controls"]) == {"calibrated"} and plain["baselines"]["random"] == report["baselines"]["random"]
     assert plain["baselines"]["most frequent name"] == report["baselines"]["most frequent name"]
