@@ -5,6 +5,8 @@
     queries.py       windows with a question in them
     leaf_order.py    whether the order of leaves tells a hidden relation
     corpora.py       test and training corpora; refuses a test project that stands in the training corpus
+    functions.py     functions of files and of CodeSearchNet's own; excerpts.py: with their facts, names masked
+    retrieval.py     texts as windows, embeddings, pools, BM25; fine_tuning.py: contrastive fine-tuning
 
 Names are imported when they are first used, so that `--help` loads neither torch nor transformers.
 """
