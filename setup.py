@@ -34,7 +34,11 @@ setup(
         "graphmert.configs",
     ],
     package_dir={"graphmert": "."},
-    package_data={"graphmert.configs": ["*.yaml", "corpora/*.yaml", "ablations/*.yaml", "ablations/rows/*.yaml"]},
+    # The metrics are scripts that `evaluate` loads from their path, not modules.
+    package_data={
+        "graphmert": ["metrics/*/*.py"],
+        "graphmert.configs": ["*.yaml", "accelerate/*.yaml", "corpora/*.yaml", "ablations/*.yaml", "ablations/rows/*.yaml"],
+    },
     install_requires=[
         "torch>=2.6",
         "transformers>=5.17",
@@ -51,6 +55,8 @@ setup(
         "tree-sitter-ruby>=0.23.1",
         "tree-sitter-php>=0.24",
         "scikit-learn>=1.5",
+        "scipy>=1.13",
+        "bm25s>=0.2.7",
         "matplotlib>=3.9",
         "pyyaml>=6.0",
         "tqdm>=4.66",

@@ -5,6 +5,8 @@
     queries.py       windows with a question in them
     leaf_order.py    whether the order of leaves tells a hidden relation
     corpora.py       test and training corpora; refuses a test project that stands in the training corpus
+    functions.py     functions of files and of CodeSearchNet's own; excerpts.py: with their facts, names masked
+    retrieval.py     texts as windows, embeddings, pools, BM25; fine_tuning.py: contrastive fine-tuning
 
 Names are imported when they are first used, so that `--help` loads neither torch nor transformers.
 """
@@ -16,6 +18,9 @@ TASKS: dict[str, str] = {
     "relation_prediction": "masked relations of unseen projects beside lookups",
     "tail_prediction": "masked tails of unseen projects beside lookups",
     "type_prediction": "types of parameters and results, hidden from text and graph",
+    "code_search": "functions found by their docstrings, names masked or not, beside BM25",
+    "clone_retrieval": "the same function in another version of its package, MAP@R",
+    "variable_misuse": "which local name belongs at a use, by the LM head",
 }
 """Every task's module and what it measures, in one line."""
 
