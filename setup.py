@@ -16,7 +16,13 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=["graphmert", "graphmert.code_graph", "graphmert.chain_graphs", "graphmert.configs"],
+    packages=[
+        "graphmert",
+        "graphmert.code_graph",
+        "graphmert.chain_graphs",
+        "graphmert.kg_extraction",
+        "graphmert.configs",
+    ],
     package_dir={"graphmert": "."},
     package_data={"graphmert.configs": ["*.yaml", "corpora/*.yaml"]},
     install_requires=[
@@ -39,7 +45,7 @@ setup(
         "pyyaml>=6.0",
         "tqdm>=4.66",
     ],
-    extras_require={"ray": ["ray[data]>=2.50"]},
+    extras_require={"kg": ["networkx>=3.3", "rdflib>=7.1"], "ray": ["ray[data]>=2.50"]},
     classifiers=[
         "Programming Language :: Python :: 3.11",
         "Programming Language :: Python :: 3.12",
