@@ -89,12 +89,42 @@ def type_examples(
     return [_example(answer, gold[answer.file, answer.head.start]) for answer in answers], lengths
 
 
-def tail_examples(extractor: Extractor, relation: str, limit: int, seed: int = 0) -> tuple[list[Example], list[int]]:
+def tail_questions(
+    extractor: Extractor, relation: str, limit: int, lengths: Sequence[int] | None = None, seed: int = 0
+) -> tuple[list[tuple[Example, Answer]], list[str]]:
     """Facts of a relation that the text shows, each hidden from the graph; and as many heads with nothing hidden.
 
-    For the latter "something else" is right: the parser sees every tail, so a model that names one more is wrong.
+    For the latter "something else" is right: the parser sees every tail, so a model that names one more is wrong. Other
+    tails of a head are known and no answers.
+
+    Args:
+        extractor: over the unchanged files.
+        relation: name of the relation.
+        limit: at most so many questions, drawn at random.
+        lengths: how many tails have 1, 2, ... tokens; by default those of the files.
+        seed: of the draw.
+
+    Returns:
+        The examples with their answers, and the right tail of each, "" where nothing is hidden.
     """
-    longest = extractor.corpus.leaves_per_root
+    stated = _stated(extractor, relation)
+    prior = length_prior(_lengths(extractor, stated) if lengths is None else lengths, extractor.corpus.leaves_per_root)
+    shown, hidden = _sample(stated, limit // 2, seed), _sample(stated, limit // 2, seed + 1)
+    # Heads are told apart by identity: one may be asked about twice. Questions that no window holds have no answer.
+    asked = [(number, replace(head)) for number, head, _, _ in shown + hidden]
+    facts = [frozenset()] * len(shown) + [frozenset([fact]) for *_, fact in hidden]
+    gold = {id(head): tail for (_, head), (_, _, tail, _) in zip(asked[len(shown) :], hidden, strict=True)}
+    answers, tails = [], []
+    for answer in extractor.ask_tails(relation, asked, prior, facts):
+        tail = gold.get(id(answer.head), "")
+        answer = answer.without(extractor.stated_tails(answer.file, relation, answer.head) - {tail})
+        answers.append((_example(answer, tail), answer))
+        tails.append(tail)
+    return answers, tails
+
+
+def _stated(extractor: Extractor, relation: str) -> list[tuple[int, Head, str, int]]:
+    """(file, head, tail, number of the fact) of each fact at its definition."""
     stated = []
     for number, file in enumerate(extractor.corpus.files):
         known = extractor.entities[number]
@@ -103,21 +133,20 @@ def tail_examples(extractor: Extractor, relation: str, limit: int, seed: int = 0
                 span = (triple.head_start, triple.head_end)
                 head = Head(triple.head, *span, known.definition(span, triple.head), known.kinds.get(span, CLASS))
                 stated.append((number, head, triple.tail, file.facts[triple.head, relation, triple.tail]))
+    return stated
+
+
+def _lengths(extractor: Extractor, stated: list[tuple[int, Head, str, int]]) -> list[int]:
+    longest = extractor.corpus.leaves_per_root
     counts = Counter(min(len(extractor.corpus.encode(tail)), longest) for _, _, tail, _ in stated)
-    lengths = [counts[k] for k in range(1, longest + 1)]
-    prior = length_prior(lengths, longest)
-    shown, hidden = _sample(stated, limit // 2, seed), _sample(stated, limit // 2, seed + 1)
-    asked = [(number, head) for number, head, _, _ in shown + hidden]
-    facts = [frozenset()] * len(shown) + [frozenset([fact]) for *_, fact in hidden]
-    # Heads are told apart by identity: one may be asked about twice. Questions that no window holds have no answer.
-    asked = [(number, replace(head)) for number, head in asked]
-    gold = {id(head): tail for (_, head), (_, _, tail, _) in zip(asked[len(shown) :], hidden, strict=True)}
-    examples = []
-    for answer in extractor.ask_tails(relation, asked, prior, facts):
-        tail = gold.get(id(answer.head), "")
-        others = extractor.stated_tails(answer.file, relation, answer.head) - {tail}
-        examples.append(_example(answer.without(others), tail))
-    return examples, lengths
+    return [counts[k] for k in range(1, longest + 1)]
+
+
+def tail_examples(extractor: Extractor, relation: str, limit: int, seed: int = 0) -> tuple[list[Example], list[int]]:
+    """The examples of `tail_questions`, and how many tails have 1, 2, ... tokens."""
+    lengths = _lengths(extractor, _stated(extractor, relation))
+    answers, _ = tail_questions(extractor, relation, limit, lengths, seed)
+    return [example for example, _ in answers], lengths
 
 
 def relation_examples(extractor: Extractor, relations: Iterable[str], limit: int, seed: int = 0) -> list[Example]:
