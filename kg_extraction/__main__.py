@@ -213,7 +213,6 @@ def run(arguments: argparse.Namespace) -> list[Path]:
         "counts": {
             **extractor.corpus.counts,
             **extractor.counts,
-            "leaves_set_aside_for_questions": extractor.scorer.collator.num_set_aside,
         },
         "calibration": calibration.figures,
         "seconds": round(time.perf_counter() - begin, 3),

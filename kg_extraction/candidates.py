@@ -52,11 +52,21 @@ _ELEMENTS = ("str", "int", "float", "bytes", "bool", "object", "Any")
 _CONTAINERS = ("list", "set", "tuple", "Iterable", "Iterator", "Sequence", "Collection", "Generator")
 _CLASS_WORD = re.compile(r"_*[A-Z]")
 _MAX_DISTANT_CLASSES = 2000
+MAX_USES = 16
 
 
 @dataclass(frozen=True)
 class Head:
-    """A name that a tail is asked for: span of characters, full name and kind; `slot` where it may be annotated."""
+    """A name that a tail is asked for.
+
+    Attributes:
+        name: as written.
+        start, end: its span at the definition.
+        entity: its full name.
+        kind: what it is.
+        slot: where it may be annotated, if it may.
+        uses: (number of the file, start, end) of places that read or call it.
+    """
 
     name: str
     start: int
@@ -64,6 +74,7 @@ class Head:
     entity: str
     kind: str
     slot: Slot | None = None
+    uses: tuple[tuple[int, int, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -139,6 +150,8 @@ class Names:
                 if kind in (FUNCTION, CLASS):
                     name = file.code[span[0] : span[1]]
                     self._defined[file.project, kind].setdefault(name)
+        self._read_places: dict[int, dict] = {}
+        self._call_places: dict[str, dict] = {}
         self._classes = {
             project: [name for name in names if _CLASS_WORD.match(name)]
             for (project, kind), names in self._defined.items()
@@ -192,6 +205,42 @@ class Names:
         ]
         return list(dict.fromkeys([*seen, *own, *imported, *builtin, *self._defined[file.project, wanted]]))
 
+    def slot_head(self, number: int, slot: Slot) -> Head:
+        """A parameter or function whose type is asked, with the places that read or call it."""
+        entity = self.entities[number].definition((slot.start, slot.end), slot.name)
+        if slot.kind == PARAMETER_SLOT:
+            uses = tuple((number, *span) for span in self._reads(number).get((slot.start, slot.end), ()))
+            return Head(slot.name, slot.start, slot.end, entity, PARAMETER, slot, uses)
+        project = self.corpus.files[number].project
+        return Head(slot.name, slot.start, slot.end, entity, FUNCTION, slot, self._calls(project).get(entity, ()))
+
+    def _reads(self, number: int) -> dict[tuple[int, int], list[tuple[int, int]]]:
+        """Where a file reads each parameter, by the parameter's span."""
+        if number not in self._read_places:
+            triples = [t for t in self.corpus.files[number].graph.triples if t.relation == "has_parameter"]
+            spans = {(t.head_start, t.tail): (t.tail_start, t.tail_end) for t in triples if not t.is_use}
+            found = self._read_places[number] = defaultdict(list)
+            for triple in triples:
+                span = spans.get((triple.head_start, triple.tail))
+                if triple.is_use and span is not None:
+                    found[span].append((triple.tail_start, triple.tail_end))
+        return self._read_places[number]
+
+    def _calls(self, project: str) -> dict[str, tuple[tuple[int, int, int], ...]]:
+        """Where a project calls each function, by its full name."""
+        if project not in self._call_places:
+            found: dict[str, tuple] = {}
+            for number, file in enumerate(self.corpus.files):
+                if file.project != project:
+                    continue
+                for triple in file.graph.triples:
+                    if triple.relation == "calls" and triple.tail_start is not None:
+                        place = (number, triple.tail_start, triple.tail_end)
+                        entity = self.entities[number].callee(triple)
+                        found[entity] = (*found.get(entity, ()), place)[:MAX_USES]
+            self._call_places[project] = found
+        return self._call_places[project]
+
     def heads(self, number: int, relation: str) -> list[Head]:
         """The definitions of a file whose tail under a relation may be asked.
 
@@ -201,10 +250,9 @@ class Names:
         file, known = self.corpus.files[number], self.entities[number]
         if relation in ("has_type", "returns") and file.language == "python":
             return [
-                Head(slot.name, slot.start, slot.end, known.definition((slot.start, slot.end), slot.name), kind, slot)
+                self.slot_head(number, slot)
                 for slot in find_slots(file.code)
                 if RELATION_OF[slot.kind] == relation and slot.annotation is None and not slot.is_instance
-                for kind in (PARAMETER if slot.kind == PARAMETER_SLOT else FUNCTION,)
             ]
         stated = {(t.head_start, t.head_end) for t in file.graph.triples if t.relation == relation and not t.is_use}
         heads = []

@@ -39,6 +39,8 @@ class TailTrie:
         for name in self.names:
             shared[encoded[name]] = shared.get(encoded[name], 0) + 1
         self._log_share = -np.log([shared[encoded[name]] for name in self.names])
+        self._tokens = [encoded[name] for name in self.names]
+        self._before: dict[tuple[int, tuple[int, ...]], np.ndarray] = {}
         # For each length: per level the parent of each node on the level before, and its token; the names of each leaf.
         self._levels: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {}
         self._ends: dict[int, tuple[np.ndarray, np.ndarray]] = {}
@@ -66,19 +68,28 @@ class TailTrie:
     def __len__(self) -> int:
         return len(self.names)
 
-    def score_into(self, scores: np.ndarray, log_probs: np.ndarray) -> None:
-        """Fill in the log-probabilities of all names of one length.
+    def before(self, length: int, tokens: tuple[int, ...]) -> np.ndarray:
+        """Which names of a length come before some tokens in the order of leaves: bool array, in the order of `score`."""
+        key = (length, tokens)
+        if key not in self._before:
+            self._before[key] = np.array([self._tokens[k] < tokens for k in self._ends[length][0]])
+        return self._before[key]
+
+    def score(self, log_probs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Log-probabilities of all names of one length.
 
         Args:
-            scores: float array `(names,)`, changed in place.
             log_probs: float array `(K, V)`, the log-probabilities at the K masks.
+
+        Returns:
+            Indices into `names`, and the log-probability of each.
         """
         length = len(log_probs)
         reached = np.zeros(1)
         for (parents, ids), row in zip(self._levels[length], log_probs, strict=True):
             reached = reached[parents] + row[ids]
         members, ends = self._ends[length]
-        scores[members] = reached[ends] + self._log_share[members]
+        return members, reached[ends] + self._log_share[members]
 
 
 def length_prior(counts: Iterable[int] | None, max_tokens: int) -> np.ndarray:

@@ -21,6 +21,7 @@ _FUNCTION_HEADS = ("calls", "instantiates", "declares", "has_parameter", "return
 _TYPES = ("has_type", "returns")
 _BUILTINS = frozenset(dir(builtins))
 _WORD = re.compile(r"[^\W\d][\w.]*")
+_ALIAS = re.compile(r"([^\W\d]\w*)\s+as\s+$")
 
 FUNCTION, CLASS, PARAMETER, VARIABLE, FIELD, IMPORTED = (
     "function",
@@ -77,10 +78,10 @@ class FileEntities:
             relation = triple.relation
             if relation in ("imports", "imported_from"):
                 self._define(head, triple.head, IMPORTED)
-                member = f".{triple.head}" if relation == "imported_from" else ""
-                self.imported.setdefault(
-                    triple.head, self._absolute(self._imported_name(triple) or triple.tail + member)
-                )
+                member = self._imported_name(triple) if relation == "imported_from" else ""
+                # `from . import a` names the package itself by its dots.
+                joint = "." if member and not triple.tail.endswith(".") else ""
+                self.imported.setdefault(triple.head, self._absolute(triple.tail + joint + member))
                 continue
             if relation in ("inherits", "has_field"):
                 self._define(head, triple.head, CLASS)
@@ -107,13 +108,11 @@ class FileEntities:
         self._functions = sorted(span for span, kind in self.kinds.items() if kind in (FUNCTION, CLASS))
         self._starts = [span[0] for span in self._functions]
 
-    def _imported_name(self, triple: Triple) -> str | None:
-        """`from m import a as b`: the text between says that `b` is `m.a`."""
-        if triple.relation != "imported_from":
-            return None
+    def _imported_name(self, triple: Triple) -> str:
+        """`from m import a as b`: the text between says that `b` is `a` of `m`."""
         before = self.file.code[max(0, triple.head_start - 200) : triple.head_start]
-        match = re.search(r"([^\W\d]\w*)\s+as\s+$", before)
-        return None if match is None else f"{triple.tail}.{match.group(1)}"
+        match = _ALIAS.search(before)
+        return triple.head if match is None else match.group(1)
 
     def _define(self, span: Span, name: str, kind: str) -> None:
         self._name.setdefault(span, name)
@@ -128,7 +127,7 @@ class FileEntities:
                 owner = self.definition((triple.head_start, triple.head_end), triple.head)
                 self._at_use.setdefault(tail, f"{owner}.{triple.tail}")
             elif triple.relation in ("calls", "instantiates"):
-                self._callee.setdefault(tail, triple.tail)
+                self._callee.setdefault(tail, self.callee(triple))
 
     def definition(self, span: Span, name: str) -> str:
         """Full name of what is defined at a span."""
@@ -152,7 +151,7 @@ class FileEntities:
             if span in self._at_use:
                 return self._at_use[span]
             if triple.relation == "returns" and span in self._callee:
-                return self.named(self._callee[span])
+                return self._callee[span]
             if span in self.kinds:
                 return self.definition(span, triple.head)
             return self.mention(triple.head, triple.head_start)
@@ -166,7 +165,9 @@ class FileEntities:
             return self._absolute(triple.tail)
         if triple.relation in _TYPES:
             return self.type_name(triple.tail)
-        if triple.relation in ("calls", "instantiates", "inherits") or triple.tail_start is None:
+        if triple.relation in ("calls", "instantiates"):
+            return self.callee(triple)
+        if triple.relation == "inherits" or triple.tail_start is None:
             return self.named(triple.tail)
         span = (triple.tail_start, triple.tail_end)
         if span in self._at_use:
@@ -174,6 +175,13 @@ class FileEntities:
         if triple.relation == "flows_to" and span not in self._holder:
             return self.mention(triple.tail, triple.tail_start)
         return self.definition(span, triple.tail)
+
+    def callee(self, triple: Triple) -> str:
+        """Full name of what a call calls; `x.read()` on an unknown `x` is no function `read` of the file."""
+        start = triple.tail_start
+        if start and "." not in triple.tail and self.file.code[start - 1] == "." and self.file.language == "python":
+            return triple.tail
+        return self.named(triple.tail)
 
     def type_name(self, text: str) -> str:
         """A type with every name in it in full: `list[Node]` is `list[app.tree.Node]` where the file imports it so."""

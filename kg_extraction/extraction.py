@@ -22,6 +22,8 @@ from .questions import Question
 from .scoring import RELATION_MODE, TAIL_MODE, Scorer, check_modes, modes_of
 
 TYPE_RELATIONS = ("has_type", "returns")
+MAX_PLACES = 3
+"""Most windows in which one head is asked about."""
 
 
 @dataclass(frozen=True)
@@ -202,6 +204,22 @@ class Extractor:
         root = first - self.corpus.windows[window].start + 1
         return Question(window, root, last - first, relation, tuple(leaf), 0, frozenset(hidden))
 
+    def _tail_questions(self, number: int, head: Head, relation: int, hidden: frozenset[int]) -> list[Question]:
+        """The questions about one head: at its uses, one in a window, or at its definition where it has none.
+
+        A declared type stands beside its name, so where names are defined a model learns to copy it, and finds nothing to
+        copy where it is missing. Uses mostly show no type, in training as here.
+        """
+        found: dict[int, Question] = {}
+        for file, start, end in head.uses:
+            question = self.question_at(file, start, end, relation)
+            if question is not None and len(found) < MAX_PLACES:
+                found.setdefault(question.window, question)
+        if not found:
+            question = self.question_at(number, head.start, head.end, relation, (), hidden)
+            return [] if question is None else [question]
+        return list(found.values())
+
     def ask_tails(
         self,
         relation: str,
@@ -218,23 +236,25 @@ class Extractor:
             hidden: for each head facts that the model is not shown.
 
         Returns:
-            An answer for each head that a window holds.
+            An answer for each head that a window holds; over several places the mean of the log-probabilities.
         """
-        asked: list[tuple[int, Head, Question]] = []
+        asked: list[tuple[int, Head, list[Question]]] = []
         for index, (number, head) in enumerate(heads):
             facts = frozenset() if hidden is None else hidden[index]
-            question = self.question_at(number, head.start, head.end, RELATION_IDS[relation], (), facts)
-            if question is not None:
-                asked.append((number, head, question))
+            questions = self._tail_questions(number, head, RELATION_IDS[relation], facts)
+            if questions:
+                asked.append((number, head, questions))
         answers = []
-        # File by file, so that no more than the scores of one file's questions are held beside the answers.
+        # In parts, so that the scores of all names at all places are held for a few heads only.
         for begin in range(0, len(asked), 256):
             part = asked[begin : begin + 256]
-            sets = [self.trie(number, relation) for number, _, _ in part]
-            scored = self.scorer.tail_scores(
-                [question for _, _, question in part], [trie for trie, _ in sets], log_prior
-            )
-            for (number, head, _), (trie, grouping), scores in zip(part, sets, scored, strict=True):
+            flat = [(question, number) for number, _, questions in part for question in questions]
+            tries = [self.trie(number, relation)[0] for _, number in flat]
+            scored = iter(self.scorer.tail_scores([question for question, _ in flat], tries, log_prior))
+            for number, head, questions in part:
+                trie, grouping = self.trie(number, relation)
+                # The mean of the logarithms: a name must be possible at every place.
+                scores = np.mean([next(scored) for _ in questions], axis=0)
                 folded, best = grouping.fold(scores)
                 answers.append(Answer(number, head, [trie.names[k] for k in best], folded, grouping.keys))
         self.counts[f"tail_questions:{relation}"] += len(asked)

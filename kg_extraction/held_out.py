@@ -11,7 +11,7 @@ from .annotations import RELATION_OF, Slot, normalise_type, strip_annotations
 from .calibration import Calibration, Example, calibrate
 from .candidates import TAIL_RELATIONS, Head
 from .decoding import length_prior
-from .entities import CLASS, FUNCTION, PARAMETER
+from .entities import CLASS
 from .extraction import TYPE_RELATIONS, Answer, Extractor, Options
 from .scoring import RELATION_MODE, TAIL_MODE
 
@@ -44,12 +44,9 @@ def type_heads(extractor: Extractor, hidden: Sequence[Sequence[Slot]], relation:
     """(number of the file, head, the type that was removed) for the annotations of one relation."""
     found = []
     for number, slots in enumerate(hidden):
-        known = extractor.entities[number]
         for slot in slots:
             if RELATION_OF[slot.kind] == relation:
-                entity = known.definition((slot.start, slot.end), slot.name)
-                kind = PARAMETER if relation == "has_type" else FUNCTION
-                found.append((number, Head(slot.name, slot.start, slot.end, entity, kind, slot), slot.annotation))
+                found.append((number, extractor.names.slot_head(number, slot), slot.annotation))
     return found
 
 

@@ -24,6 +24,8 @@ class Question:
         leaf: token ids; mask tokens where the tail is asked.
         is_reversed: 1 where the leaf carries the owner's name.
         hidden: facts (numbers in `CodeFile.facts`) whose leaves are taken out of the window first.
+        is_first: where a masked tail stands among the leaves of its root: before or behind the others. None for a leaf
+            whose words are known: the leaves of a root follow their words (`chain_graphs.layout`).
     """
 
     window: int
@@ -33,13 +35,14 @@ class Question:
     leaf: tuple[int, ...]
     is_reversed: int = 0
     hidden: frozenset[int] = field(default_factory=frozenset)
+    is_first: bool | None = None
 
 
 class QuestionCollator:
     """Lays questions out as the compact batches that the model takes.
 
-    The leaf takes the first root of its head span with room. Where none has, the last leaves of the span's first root make
-    room and are left out of this question; `num_set_aside` counts them.
+    The leaf takes the first root of its head span with room. Where none has, the last leaves of the span's first root
+    make room and are left out of this question.
 
     Args:
         corpus: the windows.
@@ -48,7 +51,6 @@ class QuestionCollator:
 
     def __init__(self, corpus: Corpus, pad_token_id: int):
         self.corpus, self.pad_token_id = corpus, pad_token_id
-        self.num_set_aside = 0
         self._leaves: dict[int, np.ndarray] = {}
 
     def num_nodes(self, question: Question) -> int:
@@ -73,42 +75,51 @@ class QuestionCollator:
             self._leaves[number] = found
         return found
 
-    def _with_question(self, question: Question) -> tuple[np.ndarray, int, int]:
-        """The leaves with the question's last, its root, and its first slot."""
+    def _place(self, question: Question) -> tuple[np.ndarray, int, list[int]]:
+        """The window's leaves without those that are hidden or make room, the question's root, the facts there in order."""
         leaves = self._window_leaves(question.window)
         if question.hidden:
             leaves = leaves[~np.isin(leaves[:, 7], list(question.hidden))]
         limit, wanted = self.corpus.leaves_per_root, len(question.leaf)
         roots = range(question.head_start, question.head_start + question.head_length)
         used = [int((leaves[:, 0] == root).sum()) for root in roots]
-        free = next((k for k, count in enumerate(used) if limit - count >= wanted), None)
-        root = roots[0 if free is None else free]
-        here = np.flatnonzero(leaves[:, 0] == root)
-        if free is None:
-            # Whole facts, the last first: half a name would be another name.
-            facts = list(dict.fromkeys(leaves[here, 7].tolist()))
-            while len(here) > limit - wanted:
-                dropped = facts.pop()
-                here = here[leaves[here, 7] != dropped]
-                self.num_set_aside += 1
-            keep = leaves[:, 0] != root
-            keep[here] = True
-            leaves = leaves[keep]
-            here = np.flatnonzero(leaves[:, 0] == root)
+        root = roots[next((k for k, count in enumerate(used) if limit - count >= wanted), 0)]
+        here = leaves[:, 0] == root
+        facts = list(dict.fromkeys(leaves[here, 7].tolist()))
+        # Whole facts, the last first: half a name would be another name.
+        while here.sum() > limit - wanted:
+            leaves = leaves[~(here & (leaves[:, 7] == facts.pop()))]
+            here = leaves[:, 0] == root
+        return leaves, root, facts
+
+    def first_neighbour(self, question: Question) -> tuple[int, ...] | None:
+        """The words of the first leaf beside which a question's leaf would hang; None where it hangs alone."""
+        leaves, root, facts = self._place(question)
+        if not facts:
+            return None
+        return tuple(leaves[(leaves[:, 0] == root) & (leaves[:, 7] == facts[0]), 2].tolist())
+
+    def _with_question(self, question: Question) -> tuple[np.ndarray, int, int]:
+        """The leaves with the question's last in the array, its root, and its first slot."""
+        leaves, root, facts = self._place(question)
         leaves = leaves.copy()
-        # Slots without gaps, in the order they had.
-        leaves[here, 1] = np.arange(len(here))
-        slot = len(here)
+        here = leaves[:, 0] == root
+        words = {fact: tuple(leaves[here & (leaves[:, 7] == fact), 2].tolist()) for fact in facts}
+        if question.is_first is None:
+            before = sum(words[fact] <= question.leaf for fact in facts)
+        else:
+            before = 0 if question.is_first else len(facts)
+        slot = position = 0
+        for number, fact in enumerate([*facts, None]):
+            if number == before:
+                slot = position
+                position += len(question.leaf)
+            if fact is not None:
+                leaves[here & (leaves[:, 7] == fact), 1] = position + np.arange(len(words[fact]))
+                position += len(words[fact])
+        span = (question.head_start, question.head_length)
         added = [
-            (
-                root,
-                slot + k,
-                token,
-                question.relation,
-                question.is_reversed,
-                *(question.head_start, question.head_length),
-                -1,
-            )
+            (root, slot + k, token, question.relation, question.is_reversed, *span, -1)
             for k, token in enumerate(question.leaf)
         ]
         return np.concatenate([leaves, np.array(added, dtype=np.int64).reshape(-1, 8)]), root, slot
