@@ -17,6 +17,12 @@ PARAMETER, RETURN = "parameter", "return"
 RELATION_OF = {PARAMETER: "has_type", RETURN: "returns"}
 """The relation that an annotation of each kind states."""
 
+# Nodes below which statements can stand; no expression holds a definition or an annotated assignment.
+_HOLD_STATEMENTS = frozenset(
+    "module block class_definition function_definition decorated_definition if_statement elif_clause else_clause "
+    "for_statement while_statement try_statement except_clause except_group_clause finally_clause with_statement "
+    "match_statement case_clause expression_statement ERROR".split()
+)
 _SPLATS = ("list_splat_pattern", "dictionary_splat_pattern")
 
 
@@ -72,7 +78,7 @@ def one_line(text: str) -> str:
 
 
 def _walk(root: Node) -> Iterator[tuple[Node, tuple[str, ...], bool]]:
-    """Every node in the order of the text: (node, names of the definitions around it, directly in a class body)."""
+    """Every statement in the order of the text: (node, names of the definitions around it, directly in a class body)."""
     stack: list[tuple[Node, tuple[str, ...], bool]] = [(root, (), False)]
     while stack:
         node, around, in_class = stack.pop()
@@ -83,9 +89,8 @@ def _walk(root: Node) -> Iterator[tuple[Node, tuple[str, ...], bool]]:
             # Names are taken from the text by the caller; here a span stands for them.
             inner = (*around, f"{name.start_byte}:{name.end_byte}" if name is not None else "")
             inner_class = node.type == "class_definition"
-        elif node.type == "lambda":
-            inner_class = False
-        stack.extend((child, inner, inner_class) for child in reversed(node.children))
+        if node.type in _HOLD_STATEMENTS:
+            stack.extend((child, inner, inner_class) for child in reversed(node.children))
 
 
 def _dotted(code: str, around: tuple[str, ...]) -> str:

@@ -39,8 +39,6 @@ class TailTrie:
         for name in self.names:
             shared[encoded[name]] = shared.get(encoded[name], 0) + 1
         self._log_share = -np.log([shared[encoded[name]] for name in self.names])
-        self._tokens = [encoded[name] for name in self.names]
-        self._before: dict[tuple[int, tuple[int, ...]], np.ndarray] = {}
         # For each length: per level the parent of each node on the level before, and its token; the names of each leaf.
         self._levels: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {}
         self._ends: dict[int, tuple[np.ndarray, np.ndarray]] = {}
@@ -67,13 +65,6 @@ class TailTrie:
 
     def __len__(self) -> int:
         return len(self.names)
-
-    def before(self, length: int, tokens: tuple[int, ...]) -> np.ndarray:
-        """Which names of a length come before some tokens in the order of leaves: bool array, in the order of `score`."""
-        key = (length, tokens)
-        if key not in self._before:
-            self._before[key] = np.array([self._tokens[k] < tokens for k in self._ends[length][0]])
-        return self._before[key]
 
     def score(self, log_probs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Log-probabilities of all names of one length.

@@ -24,8 +24,6 @@ class Question:
         leaf: token ids; mask tokens where the tail is asked.
         is_reversed: 1 where the leaf carries the owner's name.
         hidden: facts (numbers in `CodeFile.facts`) whose leaves are taken out of the window first.
-        is_first: where a masked tail stands among the leaves of its root: before or behind the others. None for a leaf
-            whose words are known: the leaves of a root follow their words (`chain_graphs.layout`).
     """
 
     window: int
@@ -35,7 +33,6 @@ class Question:
     leaf: tuple[int, ...]
     is_reversed: int = 0
     hidden: frozenset[int] = field(default_factory=frozenset)
-    is_first: bool | None = None
 
 
 class QuestionCollator:
@@ -75,8 +72,11 @@ class QuestionCollator:
             self._leaves[number] = found
         return found
 
-    def _place(self, question: Question) -> tuple[np.ndarray, int, list[int]]:
-        """The window's leaves without those that are hidden or make room, the question's root, the facts there in order."""
+    def _with_question(self, question: Question) -> tuple[np.ndarray, int, int]:
+        """The leaves with the question's last, its root, and its first slot.
+
+        Which slots a leaf takes among its root's says nothing (`chain_graphs.layout` shuffles them), so it takes the last.
+        """
         leaves = self._window_leaves(question.window)
         if question.hidden:
             leaves = leaves[~np.isin(leaves[:, 7], list(question.hidden))]
@@ -90,33 +90,10 @@ class QuestionCollator:
         while here.sum() > limit - wanted:
             leaves = leaves[~(here & (leaves[:, 7] == facts.pop()))]
             here = leaves[:, 0] == root
-        return leaves, root, facts
-
-    def first_neighbour(self, question: Question) -> tuple[int, ...] | None:
-        """The words of the first leaf beside which a question's leaf would hang; None where it hangs alone."""
-        leaves, root, facts = self._place(question)
-        if not facts:
-            return None
-        return tuple(leaves[(leaves[:, 0] == root) & (leaves[:, 7] == facts[0]), 2].tolist())
-
-    def _with_question(self, question: Question) -> tuple[np.ndarray, int, int]:
-        """The leaves with the question's last in the array, its root, and its first slot."""
-        leaves, root, facts = self._place(question)
         leaves = leaves.copy()
-        here = leaves[:, 0] == root
-        words = {fact: tuple(leaves[here & (leaves[:, 7] == fact), 2].tolist()) for fact in facts}
-        if question.is_first is None:
-            before = sum(words[fact] <= question.leaf for fact in facts)
-        else:
-            before = 0 if question.is_first else len(facts)
-        slot = position = 0
-        for number, fact in enumerate([*facts, None]):
-            if number == before:
-                slot = position
-                position += len(question.leaf)
-            if fact is not None:
-                leaves[here & (leaves[:, 7] == fact), 1] = position + np.arange(len(words[fact]))
-                position += len(words[fact])
+        # Slots without the gaps that hidden leaves leave.
+        slot = int(here.sum())
+        leaves[here, 1] = np.arange(slot)
         span = (question.head_start, question.head_length)
         added = [
             (root, slot + k, token, question.relation, question.is_reversed, *span, -1)

@@ -160,27 +160,19 @@ class Scorer:
             For each question float64 `(names,)`.
         """
         scores = [np.full(len(trie), -np.inf) for trie in tries]
-        asked: list[tuple[int, Question, tuple[int, ...] | None]] = []
-        for k, (question, trie) in enumerate(zip(questions, tries, strict=True)):
-            for length in trie.lengths:
-                masked = replace(question, leaf=(self.mask_token_id,) * length)
-                # The leaves of a root follow their words, so where a leaf stands says something of it: each name is judged
-                # by the question that has the mask on its side of the first other leaf.
-                beside = self.collator.first_neighbour(masked)
-                asked.append((k, replace(masked, is_first=True), beside))
-                if beside is not None:
-                    asked.append((k, replace(masked, is_first=False), beside))
-        for numbers, batch, _ in self._batches([question for _, question, _ in asked], "asking for tails"):
+        asked = [
+            (k, replace(question, leaf=(self.mask_token_id,) * length))
+            for k, (question, trie) in enumerate(zip(questions, tries, strict=True))
+            for length in trie.lengths
+        ]
+        for numbers, batch, _ in self._batches([question for _, question in asked], "asking for tails"):
             logits = self.model(**batch, sparse_prediction=True).logits
             log_probs = torch.log_softmax(logits.float(), dim=-1).cpu().numpy()
             begin = 0
             for number in numbers:
-                k, question, beside = asked[number]
+                k, question = asked[number]
                 size = len(question.leaf)
                 members, values = tries[k].score(log_probs[begin : begin + size])
-                begin += size
-                if beside is not None:
-                    chosen = tries[k].before(size, beside) == question.is_first
-                    members, values = members[chosen], values[chosen]
                 scores[k][members] = values
+                begin += size
         return [score + log_prior[trie.num_tokens] for score, trie in zip(scores, tries, strict=True)]
