@@ -18,11 +18,17 @@ RELATION_OF = {PARAMETER: "has_type", RETURN: "returns"}
 """The relation that an annotation of each kind states."""
 
 # Nodes below which statements can stand; no expression holds a definition or an annotated assignment.
-_HOLD_STATEMENTS = frozenset(
-    "module block class_definition function_definition decorated_definition if_statement elif_clause else_clause "
-    "for_statement while_statement try_statement except_clause except_group_clause finally_clause with_statement "
-    "match_statement case_clause expression_statement ERROR".split()
-)
+_HOLD_STATEMENTS = {"module", "block", "class_definition", "function_definition", "decorated_definition", "ERROR"}
+_HOLD_STATEMENTS |= {
+    "if_statement",
+    "elif_clause",
+    "else_clause",
+    "for_statement",
+    "while_statement",
+    "with_statement",
+}
+_HOLD_STATEMENTS |= {"try_statement", "except_clause", "except_group_clause", "finally_clause", "match_statement"}
+_HOLD_STATEMENTS |= {"case_clause", "expression_statement"}
 _SPLATS = ("list_splat_pattern", "dictionary_splat_pattern")
 
 

@@ -66,7 +66,7 @@ def test_graphml_gives_the_same_triples(facts, written):
     assert export_graph.read_graphml(written / "graph.graphml") == triples(facts)
     graph = nx.read_graphml(written / "graph.graphml", force_multigraph=True)
     assert graph.number_of_edges() == len(facts)
-    head, tail, data = next(edge for edge in graph.edges(data=True) if edge[1] == "größe")
+    head, _, data = next(edge for edge in graph.edges(data=True) if edge[1] == "größe")
     assert (data["status"], data["probability"], json.loads(data["places"])[0]["line"]) == ("predicted", 0.25, 3)
     assert graph.nodes[head]["kind"] == "parameter"
 
@@ -79,7 +79,8 @@ def test_rdf_gives_the_same_triples_and_probabilities(facts, written, name):
     extracted = {f.triple for f in facts if f.relation == "has_type" and f.status == EXTRACTED}
     # Predictions are stated about, not stated.
     assert len(plain) == len(extracted) > 0
-    query = f"SELECT ?p WHERE {{ ?s a rdf:Statement ; <{export_graph.VOCABULARY}place> ?w . ?w <{export_graph.VOCABULARY}path> ?p }}"
+    place, path = (f"<{export_graph.VOCABULARY}{name}>" for name in ("place", "path"))
+    query = f"SELECT ?p WHERE {{ ?s a rdf:Statement ; {place} ?w . ?w {path} ?p }}"
     assert {str(row.p) for row in graph.query(query)} == {place.path for fact in facts for place in fact.places}
 
 
