@@ -2,7 +2,9 @@
 
 import json
 import math
+import re
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -387,6 +389,14 @@ def test_mistakes_are_one_line_and_exit_code_2(checkpoints, tmp_path, capsys, ch
     assert main([part for pair in {**given, **changed}.items() for part in pair]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("error: ") and message in error
+
+
+def test_the_example_of_the_documentation_runs(checkpoints, capsys):
+    text = (Path(__file__).parent.parent / "docs" / "KNOWLEDGE_GRAPH.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    exec(example.replace("runs/small", str(checkpoints / "both")).replace("threshold=0.3", "threshold=0.0"), {})
+    printed = capsys.readouterr().out
+    assert "extracted 1.00 app.load.load has_parameter app.load.load.path 1" in printed and "predicted" in printed
 
 
 def test_a_checkpoint_of_relations_classifies_relations_only(checkpoints, tmp_path, capsys):
