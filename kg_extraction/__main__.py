@@ -217,11 +217,7 @@ def run(arguments: argparse.Namespace) -> list[Path]:
         "calibration": calibration.figures,
         "seconds": round(time.perf_counter() - begin, 3),
     }
-    if "html" in arguments.formats:
-        from . import page
-
-        page.DEFAULT_MAX_EDGES = arguments.max_page_edges
-    written = write_formats(facts, output, arguments.formats)
+    written = write_formats(facts, output, arguments.formats, arguments.max_page_edges)
     calibration.save(output / CALIBRATION_FILE)
     if wants_types:
         from .type_proposals import write_proposals

@@ -1,6 +1,7 @@
 """Facts as tables: JSON lines, Parquet, and CSV for Neo4j's bulk import. Each has its way back."""
 
 import csv
+import functools
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
@@ -130,7 +131,7 @@ def read_neo4j(directory: Path) -> tuple[dict[str, str], list[dict]]:
     return kinds, rows
 
 
-def _writers() -> dict[str, tuple[str, Callable[[list[Fact], Path], None]]]:
+def _writers(max_page_edges: int) -> dict[str, tuple[str, Callable[[list[Fact], Path], None]]]:
     from .export_graph import write_graphml, write_jsonld, write_turtle
     from .page import write_page
 
@@ -141,7 +142,7 @@ def _writers() -> dict[str, tuple[str, Callable[[list[Fact], Path], None]]]:
         "turtle": ("graph.ttl", write_turtle),
         "jsonld": ("graph.jsonld", write_jsonld),
         "neo4j": ("neo4j", write_neo4j),
-        "html": ("graph.html", write_page),
+        "html": ("graph.html", functools.partial(write_page, max_edges=max_page_edges)),
     }
 
 
@@ -165,14 +166,16 @@ def check_formats(formats: Iterable[str]) -> None:
             raise ValueError(f"--formats {name} needs {library}: pip install 'graphmert[kg]'")
 
 
-def write_formats(facts: list[Fact], directory: Path, formats: Iterable[str]) -> list[Path]:
-    """Write facts in some formats into a directory.
+def write_formats(
+    facts: list[Fact], directory: Path, formats: Iterable[str], max_page_edges: int = 2000
+) -> list[Path]:
+    """Write facts in some formats into a directory; the page shows at most `max_page_edges` of them.
 
     Returns:
         The files (a directory for neo4j).
     """
     directory.mkdir(parents=True, exist_ok=True)
-    writers, written = _writers(), []
+    writers, written = _writers(max_page_edges), []
     for name in formats:
         file_name, write = writers[name]
         write(facts, directory / file_name)

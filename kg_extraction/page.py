@@ -291,8 +291,6 @@ def render_page(facts: list[Fact], max_edges: int, title: str = "Knowledge graph
 """
 
 
-def write_page(facts: list[Fact], path: Path, max_edges: int | None = None) -> None:
-    """Write the page; `max_edges` is `DEFAULT_MAX_EDGES` if not given."""
-    path.write_text(
-        render_page(list(facts), max_edges or DEFAULT_MAX_EDGES), encoding="utf-8", errors="backslashreplace"
-    )
+def write_page(facts: list[Fact], path: Path, max_edges: int = DEFAULT_MAX_EDGES) -> None:
+    """Write the page."""
+    path.write_text(render_page(list(facts), max_edges), encoding="utf-8", errors="backslashreplace")
