@@ -61,7 +61,11 @@ setup(
         "pyyaml>=6.0",
         "tqdm>=4.66",
     ],
-    extras_require={"ray": ["ray[data]>=2.50"], "sentence-transformers": ["sentence-transformers>=6.0"]},
+    extras_require={
+        "kg": ["networkx>=3.3", "rdflib>=7.1"],
+        "ray": ["ray[data]>=2.50"],
+        "sentence-transformers": ["sentence-transformers>=6.0"],
+    },
     classifiers=[
         "Programming Language :: Python :: 3.11",
         "Programming Language :: Python :: 3.12",

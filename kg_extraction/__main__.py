@@ -1,0 +1,254 @@
+"""The command that turns code into a knowledge graph: `python -m graphmert.kg_extraction --help`."""
+
+import argparse
+import json
+import sys
+import time
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+
+from ..chain_graphs.sources import DEFAULT_CACHE_DIR, DirectorySource, ReadOptions, looks_local, parse_source
+from .export import FORMATS, check_formats, write_formats
+
+RUN_FILE, CALIBRATION_FILE = "run.json", "calibration.json"
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command's options."""
+    parser = argparse.ArgumentParser(
+        prog="python -m graphmert.kg_extraction",
+        description="Read the knowledge graph of source code: facts that the parser sees, and facts that a trained "
+        "GraphMERT fills in, each with its probability and its places. docs/KNOWLEDGE_GRAPH.md explains both.",
+    )
+    add = parser.add_argument
+    add("--model", required=True, metavar="DIR", help="checkpoint directory that run_pretraining.py made")
+    add("--source", required=True, action="append", metavar="SPEC", help="code to read; may be given several times: "
+        "dir:PATH, pypi:NAME==VERSION, stdlib, hf:PATH_OR_ID,text_column=NAME")  # fmt: skip
+    add("--output", required=True, metavar="DIR", help="where the graph goes")
+    add("--relations", metavar="A,B", help="only these relations, for example has_type,returns; default: all")
+    add("--modes", metavar="A,B", help="relation: which relation do two names have that stand near each other; tail: "
+        "which name completes head and relation. Default: what the checkpoint was trained for")  # fmt: skip
+    add(
+        "--threshold",
+        type=float,
+        default=0.5,
+        metavar="P",
+        help="least probability of a prediction (default %(default)s)",
+    )
+    add("--top-k", type=int, default=3, metavar="K", help="most predictions for one question (default %(default)s)")
+    add("--formats", default="jsonl", metavar="A,B", help=f"of {', '.join(FORMATS)} (default %(default)s)")
+    add("--calibrate", metavar="DIR_OR_SPEC", help="fit the probabilities on facts hidden from the model: the validation "
+        "split of this dataset, or a source of code that was not trained on")  # fmt: skip
+    add(
+        "--calibration",
+        metavar="FILE",
+        help="use a calibration.json made before; default: the one beside the model, if any",
+    )
+    add(
+        "--calibration-facts",
+        type=int,
+        default=600,
+        metavar="N",
+        help="hidden facts of each relation (default %(default)s)",
+    )
+    add("--write-patch", metavar="FILE", help="write missing type annotations as a patch that `git apply` takes")
+    add("--write-stubs", metavar="DIR", help="write missing type annotations as .pyi stub files")
+    add(
+        "--max-pairs",
+        type=int,
+        default=16,
+        metavar="N",
+        help="pairs of names asked in each window (default %(default)s)",
+    )
+    add("--no-verify", action="store_true", help="do not ask the model about the facts that the parser sees")
+    add("--include-tests", action="store_true", help="read test files too")
+    add("--cache-dir", type=Path, default=DEFAULT_CACHE_DIR, help="where downloaded wheels are kept")
+    add("--batch-size", type=int, default=32, metavar="N", help="questions in one forward pass (default %(default)s)")
+    add("--device", default="cpu", help="cpu, cuda, ... (default %(default)s)")
+    add("--num-threads", type=int, metavar="N", help="threads of torch (default: its own choice)")
+    add(
+        "--max-page-edges",
+        type=int,
+        default=2000,
+        metavar="N",
+        help="facts that graph.html shows (default %(default)s)",
+    )
+    return parser
+
+
+def _split(text: str | None) -> list[str] | None:
+    return None if text is None else [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """Refuse what cannot work before anything is loaded."""
+    from ..code_graph.schema import RELATION_IDS, RELATION_NAMES
+    from .scoring import MODES
+
+    for relation in arguments.relations or ():
+        if relation not in RELATION_IDS:
+            raise ValueError(f"--relations: unknown relation {relation!r}; relations are {', '.join(RELATION_NAMES)}")
+    for mode in arguments.modes or ():
+        if mode not in MODES:
+            raise ValueError(f"--modes: unknown mode {mode!r}; modes are {', '.join(MODES)}")
+    check_formats(arguments.formats)
+    if arguments.calibrate and arguments.calibration:
+        raise ValueError("--calibrate makes a calibration, --calibration uses one: give one of them")
+    for name in ("batch_size", "calibration_facts", "max_page_edges"):
+        if getattr(arguments, name) < 1:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(arguments, name)}")
+    output = Path(arguments.output)
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"--output {output}: is a file; give a directory")
+
+
+def _read(specs: list[str], options: ReadOptions) -> tuple[list, list, dict[tuple[str, str], Path]]:
+    """Files, skipped files, and where files of directory sources lie on disk."""
+    from ..chain_graphs.sources import SkippedFile
+
+    files, skipped, on_disk = [], [], {}
+    for spec in specs:
+        source = parse_source(spec, options)
+        for file in source.files():
+            if isinstance(file, SkippedFile):
+                skipped.append(file)
+                continue
+            files.append((file.project, file.path, file.language, file.text))
+            if isinstance(source, DirectorySource):
+                root = source.root if source.root.is_dir() else source.root.parent
+                on_disk[file.project, file.path] = root / file.path
+    if not files:
+        reasons = Counter(item.reason for item in skipped)
+        why = "; ".join(f"{count} skipped: {reason}" for reason, count in reasons.most_common(3))
+        raise ValueError(f"--source {', '.join(specs)}: no file of code there" + (f" ({why})" if why else ""))
+    return files, skipped, on_disk
+
+
+def _calibration(arguments: argparse.Namespace, model, tokenizer, modes, options: ReadOptions):
+    from .calibration import Calibration
+    from .held_out import fit_calibration
+
+    if arguments.calibrate:
+        spec = arguments.calibrate
+        if looks_local(spec) and (Path(spec) / "manifest.json").is_file():
+            from ..chain_graphs.manifest import load_chain_graphs
+
+            splits, _, _ = load_chain_graphs(spec)
+            if "validation" not in splits:
+                raise ValueError(
+                    f"--calibrate {spec}: the dataset has no validation split; give one that was built with one"
+                )
+            rows = splits["validation"].select_columns(["project", "path", "language", "code"])
+            files = [(row["project"], row["path"], row["language"], row["code"]) for row in rows]
+        else:
+            files, _, _ = _read([spec if ":" in spec or spec == "stdlib" else f"dir:{spec}"], options)
+        return fit_calibration(
+            model,
+            tokenizer,
+            files,
+            spec,
+            modes,
+            arguments.relations,
+            max_facts=arguments.calibration_facts,
+            batch_size=arguments.batch_size,
+            progress=True,
+        )
+    beside = Path(arguments.model) / CALIBRATION_FILE
+    path = arguments.calibration or (beside if beside.is_file() else None)
+    if path is None:
+        print(
+            "warning: no calibration (--calibrate or --calibration): probabilities are the model's own and mostly too high",
+            file=sys.stderr,
+        )
+        return Calibration()
+    return Calibration.load(Path(path))
+
+
+def _summary(facts: list, written: list[Path]) -> str:
+    counts = Counter((fact.relation, fact.status) for fact in facts)
+    lines = [f"{'relation':<16}{'extracted':>12}{'predicted':>12}"]
+    for relation in sorted({relation for relation, _ in counts}):
+        lines.append(f"{relation:<16}{counts[relation, 'extracted']:>12,}{counts[relation, 'predicted']:>12,}")
+    total = Counter(fact.status for fact in facts)
+    lines.append(f"{'all':<16}{total['extracted']:>12,}{total['predicted']:>12,}")
+    return "\n".join([*lines, *(f"wrote {path}" for path in written)])
+
+
+def run(arguments: argparse.Namespace) -> list[Path]:
+    """Everything that the command does; returns what it wrote."""
+    import torch
+
+    from .extraction import Extractor, Options
+    from .scoring import check_modes, load_checkpoint, modes_of
+
+    _check(arguments)
+    options = Options(
+        threshold=arguments.threshold,
+        top_k=arguments.top_k,
+        max_pairs=arguments.max_pairs,
+        verify=not arguments.no_verify,
+    )
+    if arguments.num_threads:
+        torch.set_num_threads(arguments.num_threads)
+    reading = ReadOptions(include_tests=arguments.include_tests, cache_dir=arguments.cache_dir)
+    files, skipped, on_disk = _read(arguments.source, reading)
+    model, tokenizer = load_checkpoint(arguments.model, arguments.device)
+    modes = tuple(arguments.modes or modes_of(model.config.mnm_target))
+    wants_types = bool(arguments.write_patch or arguments.write_stubs)
+    check_modes([*modes, *(["tail"] if wants_types else [])], model.config.mnm_target)
+    calibration = _calibration(arguments, model, tokenizer, modes, reading)
+    begin = time.perf_counter()
+    extractor = Extractor(model, tokenizer, files, arguments.batch_size, progress=True)
+    facts = extractor.extract(arguments.relations, modes, calibration, options)
+    output = Path(arguments.output)
+    output.mkdir(parents=True, exist_ok=True)
+    record = {
+        "arguments": {key: str(value) if isinstance(value, Path) else value for key, value in vars(arguments).items()},
+        "options": asdict(options),
+        "modes": modes,
+        "files": len(files),
+        "skipped": [{"path": item.path, "reason": item.reason} for item in skipped],
+        "facts": dict(Counter(fact.status for fact in facts)),
+        "counts": {
+            **extractor.corpus.counts,
+            **extractor.counts,
+        },
+        "calibration": calibration.figures,
+        "seconds": round(time.perf_counter() - begin, 3),
+    }
+    written = write_formats(facts, output, arguments.formats, arguments.max_page_edges)
+    calibration.save(output / CALIBRATION_FILE)
+    if wants_types:
+        from .type_proposals import write_proposals
+
+        record["type_proposals"], more = write_proposals(
+            facts, extractor, on_disk, arguments.write_patch, arguments.write_stubs
+        )
+        written += more
+    (output / RUN_FILE).write_text(json.dumps(record, indent=1, default=str) + "\n", encoding="utf-8")
+    print(_summary(facts, [*written, output / CALIBRATION_FILE, output / RUN_FILE]))
+    for key, figures in calibration.figures.items():
+        print(
+            f"calibration {key}: {figures['examples']} hidden facts, expected calibration error {figures['ece']:.3f}"
+        )
+    if wants_types:
+        print("type proposals: " + ", ".join(f"{key} {value}" for key, value in record["type_proposals"].items()))
+    return written
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; a mistake of the user's is one line on standard error and exit code 2."""
+    arguments = make_parser().parse_args(argv)
+    for name in ("relations", "modes", "formats"):
+        setattr(arguments, name, _split(getattr(arguments, name)))
+    try:
+        run(arguments)
+    except (ValueError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,417 @@
+"""Knowledge-graph extraction: windows and questions as in training, names, merging, calibration, the command."""
+
+import json
+import math
+import re
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from kg_corpus import FILES, PROJECT, project_extractor, project_tokenizer, tiny_checkpoint
+
+from graphmert.chain_graphs.windows import WindowDataset
+from graphmert.code_graph.schema import RELATION_IDS
+from graphmert.collator import GraphMertCollator
+from graphmert.kg_extraction.__main__ import main
+from graphmert.kg_extraction.calibration import (
+    Calibration,
+    Example,
+    Scaling,
+    expected_calibration_error,
+    fit,
+    top_answers,
+)
+from graphmert.kg_extraction.candidates import TAIL_RELATIONS
+from graphmert.kg_extraction.decoding import TailTrie, length_prior
+from graphmert.kg_extraction.extraction import Grouping, Options
+from graphmert.kg_extraction.facts import EXTRACTED, PREDICTED, Fact, Place, merge
+from graphmert.kg_extraction.held_out import fit_calibration, strip_annotations, tail_questions, without_annotations
+from graphmert.kg_extraction.project import Corpus
+from graphmert.kg_extraction.questions import Question, QuestionCollator
+
+NODE_COLUMNS = (
+    "root_index",
+    "leaf_index",
+    "input_ids",
+    "relation_ids",
+    "relation_reversed",
+    "head_start",
+    "head_length",
+)
+
+
+def corpus(num_roots: int = 48, leaves: int = 7) -> Corpus:
+    return Corpus(PROJECT, project_tokenizer(), num_roots, leaves)
+
+
+def nodes_of(batch: dict[str, torch.Tensor], row: int = 0) -> list[tuple]:
+    real = batch["attention_mask"][row].bool()
+    return sorted(zip(*(batch[name][row][real].tolist() for name in NODE_COLUMNS), strict=True))
+
+
+def window_dataset(made: Corpus) -> WindowDataset:
+    rows = {name: [file.columns[name].tolist() for file in made.files] for name in made.files[0].columns}
+    return WindowDataset(Dataset.from_dict(rows), project_tokenizer(), made.num_roots, made.leaves_per_root)
+
+
+def test_windows_are_those_of_training():
+    made = corpus()
+    trained = window_dataset(made)
+    assert len(made.windows) == len(trained) > 5
+    for window, item in zip(made.windows, (trained[k] for k in range(len(trained))), strict=True):
+        assert window.input_ids.tolist() == item["input_ids"].tolist()
+        placed = [(p.root, p.slot, p.num_tokens, p.candidate.relation, p.candidate.reversed) for p in window.placed]
+        names = ("leaf_root", "leaf_slot", "leaf_length", "relation", "reversed")
+        assert placed == list(zip(*(item[name].tolist() for name in names), strict=True))
+
+
+def test_a_relation_question_is_the_batch_of_training_with_the_relation_masked():
+    made = corpus()
+    trained = window_dataset(made)
+    tokenizer = project_tokenizer()
+    lay_out = GraphMertCollator(tokenizer, made.num_roots, made.leaves_per_root).without_masking()
+    ask = QuestionCollator(made, tokenizer.pad_token_id)
+    num_asked = 0
+    for number, window in enumerate(made.windows):
+        expected = lay_out([trained[number]])
+        for item in window.placed:
+            c = item.candidate
+            if item.num_tokens < len(c.leaf):
+                continue
+            question = Question(number, c.start, c.length, 12, tuple(c.leaf), c.reversed, frozenset([c.fact]))
+            batch, places = ask([question])
+            if int(places[0, 0]) != item.root:
+                # Another root of the span has room once the leaf is gone.
+                assert c.length > 1
+                continue
+            masked = {name: value.clone() for name, value in expected.items()}
+            slots = masked["leaf_index"]
+            at_root = (masked["root_index"] == item.root) & (slots >= 0)
+            leaf = at_root & (slots >= item.slot) & (slots < item.slot + item.num_tokens)
+            masked["relation_ids"][leaf] = 12
+            # Leaves of a root are in no order; here the question's comes last.
+            behind = at_root & (slots >= item.slot + item.num_tokens)
+            num_behind = int(behind.sum())
+            slots[leaf] += num_behind
+            slots[behind] -= item.num_tokens
+            assert nodes_of(batch) == nodes_of(masked)
+            assert int(places[0, 1]) == item.slot + num_behind
+            num_asked += 1
+    assert num_asked > 50
+
+
+def test_a_crowded_root_makes_room_by_whole_facts():
+    made = corpus(leaves=4)
+    ask = QuestionCollator(made, project_tokenizer().pad_token_id)
+    full = next(
+        (number, item)
+        for number, window in enumerate(made.windows)
+        for item in window.placed
+        if sum(p.num_tokens for p in window.placed if p.root == item.root) == 4 and item.candidate.length == 1
+    )
+    number, item = full
+    mask = project_tokenizer().mask_token_id
+    batch, _ = ask([Question(number, item.root, 1, 5, (mask,) * 3)])
+    at_root = (batch["root_index"][0] == item.root) & (batch["leaf_index"][0] >= 0)
+    slots = batch["leaf_index"][0][at_root].tolist()
+    assert sorted(slots) == list(range(len(slots))) and 3 <= len(slots) <= 4
+    asked = batch["labels"][0] == 0
+    assert batch["leaf_index"][0][asked].tolist() == sorted(slots)[-3:]
+    assert batch["input_ids"][0][asked].tolist() == [mask] * 3
+
+
+def test_trie_scores_equal_the_sum_over_tokens():
+    rng = np.random.default_rng(0)
+    names = ["".join(p) for n in (1, 2, 3) for p in product("abc", repeat=n)]
+    trie = TailTrie([*names, "a"], lambda text: [ord(c) for c in text], max_tokens=2)
+    assert len(trie) == len(names) and trie.lengths == [1, 2]
+    scores = np.full(len(trie), np.nan)
+    table = {length: np.log(rng.dirichlet(np.ones(128), length)) for length in trie.lengths}
+    for length in trie.lengths:
+        members, values = trie.score(table[length])
+        scores[members] = values
+    for name, score in zip(trie.names, scores, strict=True):
+        cut = name[:2]
+        # "ab" and the three names that the cut makes equal to it share its probability.
+        sharing = sum(other[:2] == cut for other in names)
+        expected = sum(table[len(cut)][k, ord(c)] for k, c in enumerate(cut)) - math.log(sharing)
+        assert score == pytest.approx(expected)
+    with pytest.raises(ValueError, match="at least one name"):
+        TailTrie([], lambda text: [1], 7)
+
+
+def test_tail_scores_are_a_distribution_and_do_not_depend_on_the_batch():
+    extractor = project_extractor()
+    heads = [(2, head) for head in extractor.names.heads(2, "has_type")]
+    assert [head.name for _, head in heads] == ["path", "mode", "text", "strict"]
+    prior = length_prior([5, 3, 1], 7)
+    answers = extractor.ask_tails("has_type", heads, prior)
+    extractor.scorer.batch_size = 1
+    again = extractor.ask_tails("has_type", heads, prior)
+    for answer, other in zip(answers, again, strict=True):
+        np.testing.assert_allclose(answer.scores, other.scores, atol=1e-5)
+        # No name can have more than all; lengths and tokens are each normalised.
+        assert np.exp(answer.scores).sum() <= 1 + 1e-6
+        assert "str" in answer.texts and "Node" in answer.texts and "None | str" in answer.keys
+
+
+def test_types_are_asked_where_names_are_used():
+    extractor = project_extractor()
+    heads = {head.entity: head for head in extractor.names.heads(1, "has_type") + extractor.names.heads(2, "returns")}
+    root, read = heads["app.tree.Node.path_of.root"], heads["app.load.read"]
+    code = FILES["app/tree.py"]
+    assert [code[a - 5 : b + 1] for _, a, b in root.uses] == ["join(root,"] and read.uses == ()
+    relation = RELATION_IDS["has_type"]
+    at_use = extractor._tail_questions(1, root, relation, frozenset())
+    assert [q.window for q in at_use] == [extractor.question_at(1, *root.uses[0][1:], relation).window]
+    assert at_use[0] != extractor.question_at(1, root.start, root.end, relation)
+    assert extractor._tail_questions(2, read, relation, frozenset()) == [
+        extractor.question_at(2, read.start, read.end, relation)
+    ]
+
+
+def test_grouping_sums_spellings_of_a_type():
+    grouping = Grouping(["Optional[str]", "int", "str | None"], "has_type")
+    folded, best = grouping.fold(np.log([0.2, 0.5, 0.3]))
+    np.testing.assert_allclose(np.exp(folded), [0.5, 0.5])
+    assert best == [2, 1]
+
+
+def test_entities_join_across_files():
+    extractor = project_extractor()
+    facts = {fact.triple for fact in extractor.extracted()}
+    assert {
+        ("app.tree.Node", "contains", "app.tree.Node.walk"),
+        ("app.tree.Leaf", "inherits", "app.tree.Node"),
+        ("app.tree.Leaf", "has_field", "app.tree.Leaf.size"),
+        ("app.tree.Node.__init__", "has_parameter", "app.tree.Node.__init__.parent"),
+        ("app.tree.Node.__init__.name", "has_type", "str"),
+        ("app.load.parse", "returns", "app.tree.Node"),
+        ("app.load.parse", "instantiates", "app.tree.Node"),
+        ("app.load.parse", "instantiates", "app.tree.Leaf"),
+        ("app.load.read", "calls", "app.load.parse"),
+        ("app.load.read", "calls", "read"),
+        ("app.Node", "imported_from", "app"),
+    } <= facts
+    assert ("app.load.read", "calls", "app.load.read") not in facts
+    assert all(fact.status == EXTRACTED and fact.probability == 1 and fact.places for fact in extractor.extracted())
+
+
+def test_uses_add_places_and_no_facts():
+    extractor = project_extractor()
+    found = next(
+        f for f in extractor.extracted() if f.triple == ("app.tree.Node", "has_field", "app.tree.Node.children")
+    )
+    code = FILES["app/tree.py"]
+    assert [code[place.start : place.end] for place in found.places] == ["Node"]
+    limit = next(f for f in extractor.extracted() if f.head == "app.load.read" and f.tail.endswith(".path"))
+    assert limit.places[0].line == 5
+
+
+def fact(tail: str, probability: float, status: str = PREDICTED, line: int = 1, **options) -> Fact:
+    place = Place("p", "a.py", line, 0, 1)
+    values = {"mode": "tail", "rank": 2 if status == PREDICTED else None, **options}
+    return Fact(
+        "p",
+        "h",
+        "has_type",
+        tail,
+        "h",
+        tail,
+        "parameter",
+        "type",
+        status,
+        probability=probability,
+        places=[place],
+        **values,
+    )
+
+
+def test_merging_keeps_places_and_the_highest_probability():
+    merged = merge([fact("int", 0.4), fact("int", 0.7, line=3, rank=1), fact("str", 0.9), fact("int", 0.7, line=3)])
+    assert [(f.tail, f.probability, f.rank, [p.line for p in f.places]) for f in merged] == [
+        ("str", 0.9, 2, [1]),
+        ("int", 0.7, 1, [1, 3]),
+    ]
+    seen = merge([fact("int", 0.4), fact("int", 1.0, EXTRACTED, line=2)])[0]
+    assert (seen.status, seen.probability, seen.model_probability, len(seen.places)) == (EXTRACTED, 1.0, 0.4, 2)
+
+
+def test_extracted_and_predicted_facts_are_told_apart():
+    extractor = project_extractor()
+    facts = extractor.extract(options=Options(threshold=0.0, top_k=2))
+    predicted = [f for f in facts if f.status == PREDICTED]
+    assert {f.mode for f in predicted} == {"tail", "relation"}
+    assert all(f.relation in TAIL_RELATIONS for f in predicted if f.mode == "tail")
+    assert all(
+        f.model_probability is not None for f in facts if f.status == EXTRACTED and f.relation == "has_parameter"
+    )
+    stated = {f.key for f in facts if f.status == EXTRACTED}
+    assert not stated & {f.key for f in predicted} and len({f.key for f in facts}) == len(facts)
+    walk = [f for f in predicted if f.head == "app.tree.Node.walk.depth" and f.mode == "tail"]
+    assert len(walk) == 2 and {f.rank for f in walk} == {1, 2}
+    # A parameter that is annotated, and self, are not asked about.
+    assert not [
+        f for f in predicted if f.mode == "tail" and f.relation == "has_type" and f.head.endswith(("limit", "self"))
+    ]
+    none = extractor.extract(options=Options(threshold=1.0))
+    assert all(f.status == EXTRACTED for f in none)
+
+
+def test_hidden_tails_are_not_shown_to_the_model():
+    extractor = project_extractor()
+    answers, gold = tail_questions(extractor, "instantiates", 20)
+    assert gold.count("") == len(gold) / 2 and {"Node", "Leaf"} & {tail.rpartition(".")[2] for tail in gold if tail}
+    for (example, answer), tail in zip(answers, gold, strict=True):
+        assert (answer.texts[example.gold] == tail) if tail else example.gold == -1
+        assert not (extractor.stated_tails(answer.file, "instantiates", answer.head) - {tail}) & set(answer.texts)
+
+
+def test_annotations_are_hidden_in_text_and_graph():
+    stripped, hidden = without_annotations(PROJECT)
+    assert [slot.annotation for slots in hidden for slot in slots] == [
+        "str",
+        'Optional["Node"]',
+        'Iterator["Node"]',
+        "int",
+        "Node",
+    ]
+    graph = Corpus(stripped, project_tokenizer(), 48, 7).files[2].graph
+    assert not [t for t in graph.triples if t.relation in ("has_type", "returns")]
+    assert strip_annotations(stripped[1][3])[1] == []
+
+
+def synthetic(temperature: float, num: int, seed: int, other: float = 0.3) -> list[Example]:
+    """Examples whose true probabilities are the softmax of their scores over `temperature`."""
+    rng = np.random.default_rng(seed)
+    examples = []
+    for number in range(num):
+        scores = rng.normal(0, 3, 20)
+        weights = np.append(np.exp(scores / temperature), math.exp(other))
+        gold = int(rng.choice(21, p=weights / weights.sum()))
+        examples.append(Example(scores, gold if gold < 20 else -1, number))
+    return examples
+
+
+def test_calibration_finds_the_temperature_and_mends_the_error():
+    scaling = fit(synthetic(2.5, 3000, 0))
+    assert scaling.temperature == pytest.approx(2.5, rel=0.1) and scaling.other == pytest.approx(0.3, abs=0.4)
+    fresh = synthetic(2.5, 3000, 1)
+    raw = expected_calibration_error(*top_answers(fresh, Scaling()))
+    mended = expected_calibration_error(*top_answers(fresh, scaling))
+    assert raw > 0.2 and mended < 0.04
+    assert scaling.probabilities(np.zeros(4)).sum() < 1 and Scaling().probabilities(
+        np.zeros(4)
+    ).sum() == pytest.approx(1)
+
+
+def test_expected_calibration_error_by_hand():
+    assert expected_calibration_error([0.95, 0.95, 0.15, 0.15], [True, False, False, False]) == pytest.approx(0.3)
+    assert expected_calibration_error([], []) == 0.0
+
+
+def test_calibration_of_a_checkpoint_is_saved_and_read(tmp_path):
+    model, tokenizer = tiny_checkpoint()
+    made = fit_calibration(model, tokenizer, PROJECT, "here", ("relation", "tail"), max_facts=60)
+    assert {"tail", "relation"} <= set(made.scalings) and made.length_counts["tail:has_type"]
+    assert all(0 <= figures["ece"] <= 1 for figures in made.figures.values())
+    made.save(tmp_path / "calibration.json")
+    assert Calibration.load(tmp_path / "calibration.json") == made
+    (tmp_path / "calibration.json").write_text("{}")
+    with pytest.raises(ValueError, match="not a calibration"):
+        Calibration.load(tmp_path / "calibration.json")
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("checkpoints")
+    for target in ("both", "relation"):
+        model, tokenizer = tiny_checkpoint(target)
+        model.save_pretrained(directory / target)
+        tokenizer.save_pretrained(directory / target)
+    for path, text in FILES.items():
+        (directory / "code" / path).parent.mkdir(parents=True, exist_ok=True)
+        (directory / "code" / path).write_text(text)
+    (directory / "code" / "broken.py").write_bytes(b"\xff\xfe\x00")
+    return directory
+
+
+def test_command_writes_facts_calibration_patch_and_stubs(checkpoints, tmp_path, capsys):
+    out = tmp_path / "kg"
+    code = checkpoints / "code"
+    arguments = ["--model", str(checkpoints / "both"), "--source", f"dir:{code}", "--output", str(out)]
+    arguments += [
+        "--relations",
+        "has_type,returns",
+        "--threshold",
+        "0",
+        "--calibrate",
+        f"dir:{code}",
+        "--batch-size",
+        "8",
+    ]
+    arguments += ["--write-patch", str(tmp_path / "types.patch"), "--write-stubs", str(tmp_path / "stubs")]
+    assert main(arguments) == 0
+    printed = capsys.readouterr().out
+    rows = [json.loads(line) for line in (out / "facts.jsonl").read_text().splitlines()]
+    assert {row["relation"] for row in rows} == {"has_type", "returns"}
+    assert {row["status"] for row in rows} == {"extracted", "predicted"}
+    assert {"project", "path", "line", "start", "end"} == set(rows[0]["places"][0])
+    record = json.loads((out / "run.json").read_text())
+    assert [item["path"] for item in record["skipped"]] == ["broken.py"] and record["type_proposals"]["slots"] == 9
+    assert "expected calibration error" in printed and (out / "calibration.json").exists()
+    assert (tmp_path / "types.patch").read_text().startswith("--- a/app/")
+    assert list((tmp_path / "stubs").rglob("*.pyi"))
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"--modes": "tail"}, "run_pretraining.py --mnm_target both"),
+        ({"--write-patch": "x.patch"}, "run_pretraining.py --mnm_target both"),
+        ({"--relations": "has_typ"}, "unknown relation 'has_typ'"),
+        ({"--formats": "rdf"}, "unknown format 'rdf'"),
+        ({"--model": "nowhere"}, "no config.json there"),
+        ({"--source": "dir:nowhere"}, "does not exist"),
+        ({"--threshold": "2"}, "between 0 and 1"),
+        ({"--calibration": "nowhere.json"}, "not a calibration.json"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_code_2(checkpoints, tmp_path, capsys, changed, message):
+    given = {
+        "--model": str(checkpoints / "relation"),
+        "--source": f"dir:{checkpoints / 'code'}",
+        "--output": str(tmp_path),
+    }
+    assert main([part for pair in {**given, **changed}.items() for part in pair]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ") and message in error
+
+
+def test_the_example_of_the_documentation_runs(checkpoints, capsys):
+    text = (Path(__file__).parent.parent / "docs" / "KNOWLEDGE_GRAPH.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    exec(example.replace("runs/small", str(checkpoints / "both")).replace("threshold=0.3", "threshold=0.0"), {})
+    printed = capsys.readouterr().out
+    assert "extracted 1.00 app.load.load has_parameter app.load.load.path 1" in printed and "predicted" in printed
+
+
+def test_a_checkpoint_of_relations_classifies_relations_only(checkpoints, tmp_path, capsys):
+    arguments = ["--model", str(checkpoints / "relation"), "--source", f"dir:{checkpoints / 'code'}"]
+    assert main([*arguments, "--output", str(tmp_path), "--threshold", "0.1"]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "facts.jsonl").read_text().splitlines()]
+    assert {row["mode"] for row in rows} == {"parser", "relation"}
+    assert "no calibration" in capsys.readouterr().err
+
+
+def test_weights_without_heads_are_refused(checkpoints, tmp_path, capsys):
+    from graphmert.modeling_graphmert import GraphMertModel
+
+    GraphMertModel.from_pretrained(checkpoints / "both").save_pretrained(tmp_path)
+    project_tokenizer().save_pretrained(tmp_path)
+    arguments = ["--source", f"dir:{checkpoints / 'code'}", "--output", str(tmp_path / "kg")]
+    assert main(["--model", str(tmp_path), *arguments]) == 2
+    assert "GraphMertForPreTraining" in capsys.readouterr().err
