@@ -37,7 +37,13 @@ setup(
     # The metrics are scripts that `evaluate` loads from their path, not modules.
     package_data={
         "graphmert": ["metrics/*/*.py"],
-        "graphmert.configs": ["*.yaml", "accelerate/*.yaml", "corpora/*.yaml", "ablations/*.yaml", "ablations/rows/*.yaml"],
+        "graphmert.configs": [
+            "*.yaml",
+            "accelerate/*.yaml",
+            "corpora/*.yaml",
+            "ablations/*.yaml",
+            "ablations/rows/*.yaml",
+        ],
     },
     install_requires=[
         "torch>=2.6",

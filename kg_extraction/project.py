@@ -2,14 +2,43 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
-from ..chain_graphs.layout import Candidate, Placed, is_extra, place
+from ..chain_graphs.layout import Candidates, find_visible, is_extra, place
 from ..chain_graphs.linking import LeafEncoder, link_file
 from ..chain_graphs.sources import ReadOptions, SkippedFile, SourceFile, parse_source
 from ..chain_graphs.windows import canonical_ids, cut_windows
 from ..code_graph import CodeGraph, ProjectIndex, extract
+
+
+class Anchor(NamedTuple):
+    """Where a fact hangs in a window, and its leaf.
+
+    Attributes:
+        fact: index into `CodeFile.facts`.
+        start, length: the span it hangs on, in root indices.
+        relation: relation id.
+        reversed: whether the leaf carries the owner's name.
+        leaf: the leaf's tokens, whole.
+    """
+
+    fact: int
+    start: int
+    length: int
+    relation: int
+    reversed: bool
+    leaf: list[int]
+
+
+class Placed(NamedTuple):
+    """An anchor that got leaf slots `slot .. slot + num_tokens - 1` of a root."""
+
+    candidate: Anchor
+    root: int
+    slot: int
+    num_tokens: int
 
 
 @dataclass
@@ -125,44 +154,59 @@ class Corpus:
             self.indices.setdefault(project, ProjectIndex()).add(path, code)
         number = len(self.files)
         self.files.append(file)
-        # Where each triple's tail stands, as `WindowDataset` knows it.
-        reversed_anchors = np.flatnonzero(columns["anchor_reversed"])
-        sites = {int(columns["anchor_triple"][k]): int(columns["anchor_start"][k]) for k in reversed_anchors}
         max_tokens = self.num_roots - 2
         ranges = cut_windows(
             len(columns["input_ids"]), columns["boundary_token"], columns["boundary_depth"], max_tokens
         )
-        for start, end in ranges:
-            file.windows.append(len(self.windows))
-            self.windows.append(self._window(number, columns, sites, start, end))
-
-    def _window(self, file: int, columns: dict, sites: dict[int, int], start: int, end: int) -> Window:
-        """The leaves of one window, placed by the rules of `WindowDataset`."""
-        tokens = columns["input_ids"][start:end]
-        low, high = np.searchsorted(columns["anchor_start"], (start, end), side="left")
-        shown = " ".join(map(str, self._canonical[tokens].tolist()))
-        candidates = []
-        names = ("anchor_start", "anchor_length", "anchor_relation", "anchor_reversed", "anchor_fact", "anchor_triple")
-        table = np.stack([columns[name][low:high] for name in names], axis=1).tolist()
-        for number, (first, length, relation, is_reversed, fact, triple) in enumerate(table, low):
-            if first + length > end:
-                continue
-            leaf = columns["leaf_ids"][columns["leaf_offsets"][number] : columns["leaf_offsets"][number + 1]].tolist()
-            text = " ".join(map(str, self._canonical[leaf].tolist()))
-            site = sites.get(triple)
-            extra = is_extra(relation, is_reversed, site is not None, site is not None and start <= site < end)
-            # Root 0 is <s>.
-            candidates.append(
-                Candidate(
-                    fact, first - start + 1, length, relation, is_reversed, f" {text} " in f" {shown} ", extra, leaf
-                )
-            )
-        placed, dropped, _ = place(candidates, self.leaves_per_root) if self.leaves_per_root else ([], 0, 0)
-        self.counts["windows"] += 1
-        self.counts["facts_without_room"] += dropped
-        self.counts["facts_cut"] += sum(item.num_tokens < len(item.candidate.leaf) for item in placed)
         bos, eos = self._edges
-        return Window(file, start, end, np.concatenate([[bos], tokens, [eos]]).astype(np.int64), placed)
+        for (start, end), placed in zip(ranges, self._placed(columns, np.array(ranges).reshape(-1, 2)), strict=True):
+            file.windows.append(len(self.windows))
+            input_ids = np.concatenate([[bos], columns["input_ids"][start:end], [eos]]).astype(np.int64)
+            self.windows.append(Window(number, start, end, input_ids, placed))
+
+    def _placed(self, columns: dict[str, np.ndarray], ranges: np.ndarray) -> list[list[Placed]]:
+        """The leaves of a file's windows, placed by the rules of `WindowDataset`."""
+        result: list[list[Placed]] = [[] for _ in ranges]
+        self.counts["windows"] += len(ranges)
+        if not len(ranges) or not self.leaves_per_root:
+            return result
+        begin, end = ranges[:, 0], ranges[:, 1]
+        token, length = columns["anchor_start"].astype(np.int64), columns["anchor_length"].astype(np.int64)
+        window = np.searchsorted(begin, token, side="right") - 1
+        kept = np.flatnonzero(token + length <= end[window])
+        token, length, window = token[kept], length[kept], window[kept]
+        # Where each triple's tail stands, -1 for those without a place.
+        triple, is_reversed = columns["anchor_triple"], columns["anchor_reversed"].astype(bool)
+        site = np.full(int(triple.max(initial=-1)) + 1, -1, dtype=np.int64)
+        site[triple[is_reversed]] = columns["anchor_start"][is_reversed]
+        site, is_reversed = site[triple[kept]], is_reversed[kept]
+        relation, leaf_ids = columns["anchor_relation"][kept], columns["leaf_ids"]
+        leaf_begin = columns["leaf_offsets"][:-1].astype(np.int64)[kept]
+        leaf_length = np.diff(columns["leaf_offsets"]).astype(np.int64)[kept]
+        canonical_leaves, canonical = self._canonical[leaf_ids], self._canonical[columns["input_ids"]]
+        candidates = Candidates(
+            window=window,
+            fact=columns["anchor_fact"][kept],
+            # Root 0 is <s>.
+            start=token - begin[window] + 1,
+            length=length,
+            relation=relation,
+            reversed=is_reversed,
+            visible=find_visible(leaf_begin, leaf_length, canonical_leaves, window, canonical, begin, end),
+            extra=is_extra(relation, is_reversed, site >= 0, (begin[window] <= site) & (site < end[window])),
+            leaf_begin=leaf_begin,
+            leaf_length=leaf_length,
+        )
+        found = place(candidates, leaf_ids, self.leaves_per_root)
+        self.counts["facts_without_room"] += found.num_dropped
+        slots = zip(*(column.tolist() for column in found[:4]), strict=True)
+        for k, root, slot, num_tokens in slots:
+            first, size = int(leaf_begin[k]), int(leaf_length[k])
+            fields = (int(column[k]) for column in candidates[1:5])
+            anchor = Anchor(*fields, bool(is_reversed[k]), leaf_ids[first : first + size].tolist())
+            result[window[k]].append(Placed(anchor, root, slot, num_tokens))
+            self.counts["facts_cut"] += num_tokens < size
+        return result
 
     def window_at(self, file: int, token: int) -> int | None:
         """Number of the window of a file that holds a token; None where the file ends before it."""
