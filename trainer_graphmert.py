@@ -82,8 +82,11 @@ class GraphMertTrainingArguments(TrainingArguments):
         default=None,
         metadata={"help": "Processes that prepare batches. Left out: 2 for each accelerator, none on the CPU."},
     )
-    dataloader_persistent_workers: bool | None = field(
-        default=None, metadata={"help": "Keep them from epoch to epoch. Left out: yes, where there are any."}
+    dataloader_persistent_workers: bool = field(
+        default=False,
+        metadata={
+            "help": "Keep them from epoch to epoch. A resumed run then draws other dropout than one that was never stopped."
+        },
     )
     dataloader_prefetch_factor: int | None = field(
         default=None, metadata={"help": "Batches that each of them keeps ready. Left out: 4, where there are any."}
@@ -121,8 +124,6 @@ class GraphMertTrainingArguments(TrainingArguments):
             self.dataloader_pin_memory = False
         if self.dataloader_num_workers is None:
             self.dataloader_num_workers = 0 if on_cpu else 2
-        if self.dataloader_persistent_workers is None:
-            self.dataloader_persistent_workers = self.dataloader_num_workers > 0
         if self.dataloader_prefetch_factor is None and self.dataloader_num_workers > 0:
             self.dataloader_prefetch_factor = 4
         if self.accelerator_config is None and self.dataloader_pin_memory:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hub_server import HubServer
+from hub_server import TOKEN, HubServer
 from stub_extract import hostile_extract, stub_extract
 
 from graphmert.benchmarks.hostile_files import KINDS, missing_files, write_hostile_files
@@ -164,7 +164,7 @@ def test_push_takes_the_whole_directory(hostile, tmp_path):
         import os
 
         environment = os.environ | {
-            "HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_x", "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0",
+            "HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0",
             "HF_HUB_DISABLE_XET": "1",
         }  # fmt: skip
         done = subprocess.run(push, env=environment, capture_output=True, text=True, check=False)

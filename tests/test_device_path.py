@@ -118,6 +118,6 @@ def test_workers_and_copies_that_do_not_wait(tmp_path, monkeypatch):
     assert not args.dataloader_pin_memory and args.optim == "adamw_torch_fused"
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     args = GraphMertTrainingArguments(output_dir=str(tmp_path), bf16=False)
-    assert (args.dataloader_num_workers, args.dataloader_persistent_workers) == (2, True)
+    assert (args.dataloader_num_workers, args.dataloader_persistent_workers) == (2, False)
     assert args.dataloader_pin_memory and args.dataloader_prefetch_factor == 4
     assert args.accelerator_config.non_blocking

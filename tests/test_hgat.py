@@ -99,10 +99,17 @@ def test_other_starts():
     """ "identity" adds the scaled words of the head's token, "normal" draws W_r with the standard deviation asked for."""
     layer = GraphMertModel(tiny_config(hgat_init="identity", hgat_init_scale=0.1)).hgat.double().eval()
     words = torch.randn(1, 4, layer.weight.shape[1], dtype=torch.float64)
-    relation_ids = torch.tensor([[-1, -1, -1, 2]])
-    head_mask = torch.zeros(1, 4, 3, dtype=torch.bool)
-    head_mask[0, 3, 1] = True
-    changed = layer(words, relation_ids, torch.zeros_like(relation_ids), head_mask)
+    # Roots 0..2 and a leaf of relation 2 whose head is root 1.
+    inputs = {
+        "root_index": torch.tensor([[0, 1, 2, 1]]),
+        "leaf_index": torch.tensor([[-1, -1, -1, 0]]),
+        "relation_ids": torch.tensor([[-1, -1, -1, 2]]),
+        "head_start": torch.tensor([[0, 0, 0, 1]]),
+        "head_length": torch.tensor([[0, 0, 0, 1]]),
+    }
+    indices = batch_indices(inputs, layer.weight.shape[0] - 1)
+    places = (indices[name] for name in ("leaf_nodes", "leaf_grid", "head_pairs"))
+    changed = layer(words, torch.zeros_like(inputs["relation_ids"]), *places)
     torch.testing.assert_close(changed[0, 3], words[0, 3] + 0.1 * words[0, 1])
     torch.manual_seed(0)
     weight = GraphMertModel(tiny_config(hgat_init="normal", hgat_init_scale=0.3)).hgat.weight
