@@ -220,37 +220,39 @@ def confirm_with_jedi(extractor, predicted: list, limit: int) -> dict:
     return dict(counts)
 
 
+def code_rows(split) -> list[tuple[str, str, str, str]]:
+    """(project, path, language, code) of each file of a split."""
+    rows = split.select_columns(["project", "path", "language", "code"])
+    return [(row["project"], row["path"], row["language"], row["code"]) for row in rows]
+
+
+def calibration_for(arguments: argparse.Namespace, model, tokenizer, split, relations: tuple[str, ...]):
+    """The calibration that the arguments name, or one that is fitted on facts hidden in a split."""
+    from ..kg_extraction.calibration import Calibration
+    from ..kg_extraction.held_out import fit_calibration
+
+    if arguments.calibration:
+        return Calibration.load(Path(arguments.calibration))
+    where = "validation split of the training corpus"
+    limit = arguments.calibration_facts
+    return fit_calibration(
+        model, tokenizer, code_rows(split), where, ("tail",), relations, max_facts=limit, progress=True
+    )
+
+
 def run(arguments: argparse.Namespace) -> dict:
     """Everything that is measured."""
     from ..chain_graphs.manifest import load_chain_graphs
     from ..chain_graphs.sources import ReadOptions
-    from ..kg_extraction.calibration import Calibration
     from ..kg_extraction.extraction import Extractor
-    from ..kg_extraction.held_out import choose_files, fit_calibration, without_annotations
+    from ..kg_extraction.held_out import choose_files, without_annotations
     from ..kg_extraction.project import read_sources
     from ..kg_extraction.scoring import load_checkpoint
 
     model, tokenizer = load_checkpoint(arguments.model)
     splits, manifest, _ = load_chain_graphs(arguments.calibrate)
-
-    def rows_of(split: str) -> list[tuple[str, str, str, str]]:
-        rows = splits[split].select_columns(["project", "path", "language", "code"])
-        return [(row["project"], row["path"], row["language"], row["code"]) for row in rows]
-
-    if arguments.calibration:
-        calibration = Calibration.load(Path(arguments.calibration))
-    else:
-        calibration = fit_calibration(
-            model,
-            tokenizer,
-            rows_of("validation"),
-            "validation split of the training corpus",
-            ("tail",),
-            (*RELATIONS, *CALLEES),
-            max_facts=arguments.calibration_facts,
-            progress=True,
-        )
-    table = FrequencyTable(rows_of("train"))
+    calibration = calibration_for(arguments, model, tokenizer, splits["validation"], (*RELATIONS, *CALLEES))
+    table = FrequencyTable(code_rows(splits["train"]))
     trained = {project for split in manifest["splits"].values() for project in split["projects"]}
     figures = {"sources": {}, "calibration": calibration.figures}
     for spec in arguments.source:

@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 
 from ..kg_extraction.annotations import RELATION_OF, normalise_type
 from ..kg_extraction.type_proposals import Proposal, annotate_all
-from .kg_precision import RELATIONS, FrequencyTable, add_common
+from .kg_precision import RELATIONS, FrequencyTable, add_common, calibration_for, code_rows
 from .record import text_table, write_record
 
 NOTES = """
@@ -164,34 +164,16 @@ def run(arguments: argparse.Namespace) -> dict:
     """Everything that is measured."""
     from ..chain_graphs.manifest import load_chain_graphs
     from ..chain_graphs.sources import ReadOptions
-    from ..kg_extraction.calibration import Calibration
     from ..kg_extraction.extraction import Extractor, Options
-    from ..kg_extraction.held_out import fit_calibration, without_annotations
+    from ..kg_extraction.held_out import without_annotations
     from ..kg_extraction.project import read_sources
     from ..kg_extraction.scoring import load_checkpoint
     from ..kg_extraction.type_proposals import proposals_of
 
     model, tokenizer = load_checkpoint(arguments.model)
     splits, _, _ = load_chain_graphs(arguments.calibrate)
-
-    def rows_of(split: str) -> list[tuple[str, str, str, str]]:
-        rows = splits[split].select_columns(["project", "path", "language", "code"])
-        return [(row["project"], row["path"], row["language"], row["code"]) for row in rows]
-
-    if arguments.calibration:
-        calibration = Calibration.load(Path(arguments.calibration))
-    else:
-        calibration = fit_calibration(
-            model,
-            tokenizer,
-            rows_of("validation"),
-            "validation split of the training corpus",
-            ("tail",),
-            RELATIONS,
-            max_facts=arguments.calibration_facts,
-            progress=True,
-        )
-    table = FrequencyTable(rows_of("train"))
+    calibration = calibration_for(arguments, model, tokenizer, splits["validation"], RELATIONS)
+    table = FrequencyTable(code_rows(splits["train"]))
     figures = {"checker": CHECKER, "sources": {}, "calibration": calibration.figures}
     options = Options(threshold=arguments.threshold, top_k=1)
     for spec in arguments.source:
