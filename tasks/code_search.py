@@ -38,7 +38,7 @@ class CodeSearchOptions:
     _argument_group_name: ClassVar[str] = "code_search"
 
     search_functions: int = field(
-        default=2000, metadata={"help": "Functions to be found, drawn from the corpus (--max-examples lowers it)."}
+        default=1000, metadata={"help": "Functions to be found, drawn from the corpus (--max-examples lowers it)."}
     )
     search_pool: int = field(default=1000, metadata={"help": "Candidates that each question is ranked against."})
     search_rounds: int = field(default=2, metadata={"help": "How often the functions are dealt into pools."})
