@@ -38,10 +38,10 @@ class CodeSearchOptions:
     _argument_group_name: ClassVar[str] = "code_search"
 
     search_functions: int = field(
-        default=1000, metadata={"help": "Functions to be found, drawn from the corpus (--max-examples lowers it)."}
+        default=1500, metadata={"help": "Functions to be found, drawn from the corpus (--max-examples lowers it)."}
     )
     search_pool: int = field(default=1000, metadata={"help": "Candidates that each question is ranked against."})
-    search_rounds: int = field(default=2, metadata={"help": "How often the functions are dealt into pools."})
+    search_rounds: int = field(default=3, metadata={"help": "How often the functions are dealt into pools."})
     search_masks: list[str] = field(
         default_factory=lambda: list(MASKS),
         metadata={"help": "Variants: none (as is), name (function's name masked), all (all names masked)."},
