@@ -7,6 +7,7 @@ import pytest
 from scipy import stats
 from sklearn.metrics import f1_score
 
+from graphmert.ablations.collect import Result
 from graphmert.ablations.examples import example_sums, stack
 from graphmert.ablations.statistics import (
     bootstrap_interval,
@@ -166,3 +167,13 @@ def test_how_often_the_right_answer_came_first():
 def _figure(name: str, arrays: dict, who: str = "model") -> float:
     found = example_sums(name, arrays, who)
     return float(found.figure(found.sums.sum(0)))
+
+
+def test_results_of_a_control_are_not_the_choice_of_examples():
+    """A control's name may begin like an array that says which examples were taken ("relations hidden", "relation")."""
+    kept = {"count": np.array([2, 3]), "model: loss": np.array([1.0, 2.0])}
+    plain, controlled, other = (Result(None, {}, {}, {}, [], {"task": arrays}) for arrays in (
+        kept, {**kept, "relations hidden: loss": np.array([3.0, 4.0])}, {**kept, "count": np.array([2, 4])}
+    ))  # fmt: skip
+    assert plain.judged_like(controlled, "task/loss")
+    assert not plain.judged_like(other, "task/loss")
