@@ -7,6 +7,10 @@ and `--seed`, never on the graph. Tokens are told apart by the corpus's own grap
     not_in_leaf   it does not
     clean         moreover no leaf hangs on the masked words around it: nothing in the graph can give the token away
 
+That a token is clean says of its word that it stands in no leaf: a model that reads leaves, and rightly expects some of
+their words, loses by having expected them. `loss_clean_excluding` tells every checkpoint and control the same: it is
+-log p(token | it stands in no leaf of the window), with the words of the corpus's own leaves taken out of the softmax.
+
 Controls put the same checkpoint before changed leaves: their words swapped for those of other files' leaves with the same
 relation, direction and length; all relations hidden; no leaves; and, where leaves on masked spans were kept or hidden in
 training, those dropped. A checkpoint without leaves but with more roots than `--mlm-roots` reads so many tokens more around
@@ -15,13 +19,13 @@ the window, unmasked.
 
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 
-from ..chain_graphs.windows import WindowDataset
+from ..chain_graphs.windows import WindowDataset, canonical_ids
 from ..collator import GraphMertCollator
 from .base import Task, TaskContext, TaskResult
 from .corpora import Corpus
@@ -86,24 +90,23 @@ class MaskedLanguageModel(Task):
         else:
             batches = TextBatches(context, options, windows, context.test)
             scores["model"] = score(context, batches, windows, targets, "masked_language_model")
-        surprise = unigram_surprise(context.training, config.vocab_size)[targets["token"]]
-        unigram = figures_of({"loss": surprise}, targets)
+        unigram = unigram_scores(context, windows, targets)
         model = scores.pop("model")
         files = windows.file_index[targets["window"]]
         differences = {
             condition: {
                 "loss" + suffix: paired_interval(
-                    (other["loss"] - model["loss"])[chosen], files[chosen], context.generator(condition)
+                    (other[name] - model[name])[chosen], files[chosen], context.generator(condition)
                 )
-                for suffix, chosen in groups_of(targets).items()
-                if chosen.any()
+                for kind, suffix, name, chosen in measures_of(model, targets)
+                if kind == "loss" and chosen.any()
             }
             for condition, other in scores.items()
         }
         return TaskResult(
             figures=figures_of(model, targets),
             controls={condition: figures_of(other, targets) for condition, other in scores.items()},
-            baselines={"unigram": unigram},
+            baselines={"unigram": figures_of(unigram, targets)},
             counts={
                 "windows": len(windows),
                 **{"masked_tokens" + suffix: int(chosen.sum()) for suffix, chosen in groups_of(targets).items()},
@@ -274,21 +277,25 @@ def score(context: TaskContext, batches, windows: WindowDataset, targets: dict, 
     Args:
         context: the checkpoint.
         batches: makes the batch of some windows.
-        windows: their lengths order the batches.
+        windows: with the corpus's whole graph; their lengths order the batches.
         targets: of `collect_targets`.
         name: of the progress bar.
 
     Returns:
-        `loss` float64 and `correct` bool, in the order of `targets`.
+        `loss` float64, `correct` bool, and `loss_excluding` float64 of clean tokens, NaN for others: in the order of
+        `targets`.
 
     Raises:
         RuntimeError: a batch masks other tokens.
     """
     first = np.searchsorted(targets["window"], np.arange(len(windows) + 1))
+    leaf_words = LeafWords(windows, canonical_ids(context.tokenizer), context.config.vocab_size)
     loss, correct = np.full(len(targets["token"]), np.nan), np.zeros(len(targets["token"]), dtype=bool)
+    loss_excluding = loss.copy()
     for indices in context.batches(windows.lengths, name):
         batch = batches(indices)
         place = np.concatenate([np.arange(first[i], first[i + 1]) for i in indices])
+        row = np.repeat(np.arange(len(indices)), first[indices + 1] - first[indices])
         labels = batch["labels"][batch["labels"] >= 0]
         if not np.array_equal(labels.numpy(), targets["token"][place]):
             raise RuntimeError("the masks of this checkpoint's windows differ from the corpus's own")
@@ -296,7 +303,32 @@ def score(context: TaskContext, batches, windows: WindowDataset, targets: dict, 
         labels = labels.to(logits.device)
         loss[place] = F.cross_entropy(logits, labels, reduction="none").double().cpu().numpy()
         correct[place] = (logits.argmax(-1) == labels).cpu().numpy()
-    return {"loss": loss, "correct": correct}
+        clean = np.flatnonzero(targets["clean"][place])
+        excluded = torch.from_numpy(leaf_words(indices)[row[clean]]).to(logits.device)
+        logits, labels = (values[torch.from_numpy(clean).to(values.device)] for values in (logits, labels))
+        logits = logits.masked_fill(excluded, -torch.inf)
+        loss_excluding[place[clean]] = F.cross_entropy(logits, labels, reduction="none").double().cpu().numpy()
+    return {"loss": loss, "correct": correct, "loss_excluding": loss_excluding}
+
+
+class LeafWords:
+    """Which entries of the vocabulary stand in the leaves of a window, with a space in front or without.
+
+    Args:
+        windows: with the corpus's whole graph, whatever the checkpoint is given.
+        canonical: of `canonical_ids`.
+        vocab_size: V, of the checkpoint; at least as many entries as `canonical` has.
+    """
+
+    def __init__(self, windows: WindowDataset, canonical: np.ndarray, vocab_size: int):
+        self.windows, self.canonical, self.vocab_size = windows, canonical, vocab_size
+
+    def __call__(self, indices: np.ndarray) -> np.ndarray:
+        """bool (len(indices), V)."""
+        found = np.zeros((len(indices), len(self.canonical)), dtype=bool)
+        for row, index in enumerate(indices):
+            found[row, self.canonical[self.windows[int(index)]["leaf_ids"]]] = True
+        return np.pad(found[:, self.canonical], ((0, 0), (0, self.vocab_size - len(self.canonical))))
 
 
 def shuffled_leaf_words(windows: WindowDataset, generator: np.random.Generator) -> list[np.ndarray]:
@@ -346,10 +378,17 @@ def _other_files(keys: np.ndarray, file: np.ndarray, generator: np.random.Genera
     return donor
 
 
-def unigram_surprise(training: Corpus, vocab_size: int) -> np.ndarray:
-    """Minus the log of each token's share of the training corpus, add-one smoothed: float64 (vocab_size,)."""
-    counts = 1.0 + np.bincount(training.tokens[1], minlength=vocab_size)
-    return -np.log(counts / counts.sum())
+def unigram_scores(context: TaskContext, windows: WindowDataset, targets: dict) -> dict[str, np.ndarray]:
+    """The losses that `score` gives, of the tokens' shares of the training corpus (add-one smoothed)."""
+    counts = 1.0 + np.bincount(context.training.tokens[1], minlength=context.config.vocab_size)
+    share = counts / counts.sum()
+    loss = -np.log(share[targets["token"]])
+    leaf_words = LeafWords(windows, canonical_ids(context.tokenizer), context.config.vocab_size)
+    size = context.arguments.batch_size
+    parts = [np.arange(start, min(start + size, len(windows))) for start in range(0, len(windows), size)]
+    excluded = np.concatenate([leaf_words(indices) @ share for indices in parts])
+    loss_excluding = np.where(targets["clean"], loss + np.log1p(-excluded[targets["window"]]), np.nan)
+    return {"loss": loss, "loss_excluding": loss_excluding}
 
 
 def groups_of(targets: dict) -> dict[str, np.ndarray]:
@@ -358,13 +397,32 @@ def groups_of(targets: dict) -> dict[str, np.ndarray]:
     return {"": np.ones_like(in_leaf), "_in_leaf": in_leaf, "_not_in_leaf": ~in_leaf, "_clean": targets["clean"]}
 
 
+class Measure(NamedTuple):
+    """One score over one group of masked tokens: its kind, the group's suffix, the score's name, and bool (tokens,)."""
+
+    kind: str
+    suffix: str
+    score: str
+    chosen: np.ndarray
+
+
+def measures_of(scores: dict[str, np.ndarray], targets: dict) -> list[Measure]:
+    """What is made of the scores of `score`: each score over each group, and the loss that excludes leaf words."""
+    measures = [
+        Measure(kind, suffix, kind, chosen)
+        for kind in ("loss", "correct")
+        if kind in scores
+        for suffix, chosen in groups_of(targets).items()
+    ]
+    return [*measures, Measure("loss", "_clean_excluding", "loss_excluding", targets["clean"])]
+
+
 def figures_of(scores: dict[str, np.ndarray], targets: dict) -> dict[str, float]:
     """Mean loss and accuracy of each group that has tokens."""
     names = {"loss": "loss", "correct": "accuracy"}
     return {
-        names[kind] + suffix: float(values[chosen].mean())
-        for kind, values in scores.items()
-        for suffix, chosen in groups_of(targets).items()
+        names[kind] + suffix: float(scores[name][chosen].mean())
+        for kind, suffix, name, chosen in measures_of(scores, targets)
         if chosen.any()
     }
 
@@ -399,11 +457,11 @@ def sums_by_window(scores: dict[str, dict], targets: dict, windows: WindowDatase
     def by_window(weights) -> np.ndarray:
         return np.bincount(targets["window"], weights=weights, minlength=len(windows))
 
-    for suffix, chosen in groups_of(targets).items():
-        result["count" + suffix] = by_window(chosen).astype(np.int64)
-        for condition, values in scores.items():
-            result[f"{condition}: loss{suffix}"] = by_window(values["loss"] * chosen)
-            result[f"{condition}: correct{suffix}"] = by_window(values["correct"] & chosen).astype(np.int64)
+    for condition, values in scores.items():
+        for kind, suffix, name, chosen in measures_of(values, targets):
+            result["count" + suffix] = by_window(chosen).astype(np.int64)
+            sums = by_window(np.where(chosen, values[name], 0))
+            result[f"{condition}: {kind}{suffix}"] = sums.astype(np.int64) if kind == "correct" else sums
     return result
 
 

@@ -6,10 +6,11 @@ import torch
 from tiny_tasks import LEAVES, NUM_ROOTS, ROOT, checkpoint, context, corpora
 
 from graphmert.chain_graphs.manifest import read_manifest
-from graphmert.chain_graphs.windows import WindowDataset
+from graphmert.chain_graphs.windows import WindowDataset, canonical_ids
 from graphmert.code_graph import extract
 from graphmert.tasks.annotations import _annotations, hide_annotations
 from graphmert.tasks.corpora import check_nothing_shared, shared_projects
+from graphmert.tasks.masked_language_model import MaskedLanguageModel, MaskedLanguageModelOptions, collect_targets
 from graphmert.tasks.queries import ask_in_leaf, ask_in_text
 from graphmert.tasks.type_prediction import locate, read_files
 
@@ -178,3 +179,48 @@ def test_masks_do_not_depend_on_the_graph():
         found = torch.cat([batch["labels"][is_root], batch["input_ids"][is_root]])
         expected = found if expected is None else expected
         assert torch.equal(found, expected) and batch["input_ids"].shape[1] >= NUM_ROOTS // 2
+
+
+def test_every_checkpoint_and_control_is_told_the_same_leaf_words():
+    """With all words as likely, the loss that excludes leaf words counts them: by the corpus's own graph for everyone."""
+
+    def scored(name, **options):
+        opened = context(checkpoint(name, **options))
+        flatten(opened.model())
+        return MaskedLanguageModel().run(opened, MaskedLanguageModelOptions(NUM_ROOTS, LEAVES))
+
+    both = scored("both")
+    # Fewer leaf slots, fewer facts, or none: what the checkpoint is given changes, what is excluded does not.
+    others = [
+        scored("fewer slots", leaves_per_root=2),
+        scored("fewer facts", recipe=(("exclude_relations", ("calls", "has_type")), ("include_uses", False))),
+        scored("off", leaves_per_root=0, use_hgat=False, decay_mode=None),
+        scored("wide", leaves_per_root=0, num_roots=60, use_hgat=False, decay_mode=None),
+    ]
+    opened = context()
+    windows = opened.windows(opened.test)
+    targets = collect_targets(opened, MaskedLanguageModelOptions(NUM_ROOTS, LEAVES), windows)
+    canonical = canonical_ids(opened.tokenizer)
+    num_left = np.array(
+        [
+            opened.config.vocab_size - np.isin(canonical, canonical[windows[i]["leaf_ids"]]).sum()
+            for i in range(len(windows))
+        ]
+    )
+    expected = np.log(num_left[targets["window"][targets["clean"]]]).mean()
+    told = [both.figures, *both.controls.values(), *(other.figures for other in others)]
+    told += [figures for other in others for figures in other.controls.values()]
+    assert len(told) == 1 + 3 + 4 + 6 and num_left.min() < opened.config.vocab_size - 50
+    for figures in told:
+        assert figures["loss_clean_excluding"] == pytest.approx(expected, abs=1e-6)
+        assert figures["loss_clean"] == pytest.approx(np.log(opened.config.vocab_size), abs=1e-6)
+    # Whatever leaves there are, none tells a clean token.
+    for window, token in zip(targets["window"][targets["clean"]], targets["token"][targets["clean"]], strict=True):
+        assert canonical[token] not in canonical[windows[int(window)]["leaf_ids"]]
+
+
+def flatten(model) -> None:
+    """Make every word as likely as any other, whatever the model reads."""
+    with torch.no_grad():
+        for parameter in (*model.lm_head.layer_norm.parameters(), model.lm_head.decoder.bias):
+            parameter.zero_()

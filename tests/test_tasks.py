@@ -2,8 +2,10 @@
 
 import dataclasses
 import json
+import math
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from torch.nn import functional as F
 import graphmert.tasks.masked_language_model as mlm
 import graphmert.tasks.tail_prediction as tails
 from graphmert.chain_graphs.baselines import relation_baselines
+from graphmert.chain_graphs.windows import canonical_ids
 from graphmert.tasks import TASKS, run_task
 from graphmert.tasks.__main__ import main
 from graphmert.tasks.base import plain, task_class
@@ -45,26 +48,82 @@ def test_masked_language_model_against_a_naive_loop():
     opened = context()
     windows = opened.windows(opened.test)
     collator = opened.collator(mlm_probability=0.15)
-    losses, in_leaf = [], []
+    losses, in_leaf, excluding = [], [], []
+    targets = mlm.collect_targets(opened, mlm.MaskedLanguageModelOptions(48, LEAVES), windows)
     whole = opened.collator(mlm_probability=0.15, masked_span_leaves="keep")
     for index, batch, outputs in one_window_at_a_time(opened, windows, collator):
         labels = batch["labels"]
         losses.append(F.cross_entropy(outputs.logits[labels >= 0], labels[labels >= 0], reduction="none"))
         kept = whole([windows[index]])
         in_leaf.append(kept["label_in_leaf"][kept["labels"] >= 0] > 0)
+        clean = targets["clean"][targets["window"] == index].tolist()
+        for logits, label, is_clean in zip(
+            outputs.logits[labels >= 0].tolist(), labels[labels >= 0].tolist(), clean, strict=True
+        ):
+            if is_clean:
+                excluding.append(naive_loss_excluding(opened.tokenizer, logits, label, windows[index]["leaf_ids"]))
     losses, in_leaf = torch.cat(losses), torch.cat(in_leaf)
     figures, counts = report["figures"], report["counts"]
     assert figures["loss"] == pytest.approx(losses.mean().item(), abs=1e-5)
     assert figures["loss_in_leaf"] == pytest.approx(losses[in_leaf].mean().item(), abs=1e-5)
     assert figures["loss_not_in_leaf"] == pytest.approx(losses[~in_leaf].mean().item(), abs=1e-5)
     assert counts["masked_tokens"] == len(losses) and 0 < counts["masked_tokens_clean"] < (~in_leaf).sum()
+    assert len(excluding) == counts["masked_tokens_clean"]
+    assert figures["loss_clean_excluding"] == pytest.approx(np.mean(excluding), abs=1e-5)
+    # Fewer words to choose among.
+    assert figures["loss_clean_excluding"] < figures["loss_clean"] - 0.01
     assert set(report["controls"]) == {mlm.SHUFFLED, mlm.HIDDEN, mlm.REMOVED}
     assert len({round(figures["loss"], 6) for figures in report["controls"].values()}) == 3
     # The unigram baseline, counted by hand.
     tokens = opened.training.tokens[1]
     share = (np.bincount(tokens, minlength=600) + 1) / (len(tokens) + opened.config.vocab_size)
-    targets = mlm.collect_targets(opened, mlm.MaskedLanguageModelOptions(48, LEAVES), windows)
-    assert report["baselines"]["unigram"]["loss"] == pytest.approx(-np.log(share[targets["token"]]).mean())
+    unigram = report["baselines"]["unigram"]
+    assert unigram["loss"] == pytest.approx(-np.log(share[targets["token"]]).mean())
+    expected = [
+        naive_loss_excluding(opened.tokenizer, np.log(share), token, windows[window]["leaf_ids"])
+        for window, token, clean in zip(*(targets[name] for name in ("window", "token", "clean")), strict=True)
+        if clean
+    ]
+    assert unigram["loss_clean_excluding"] == pytest.approx(np.mean(expected))
+
+
+def naive_loss_excluding(tokenizer, logits, label: int, leaf_ids) -> float:
+    """-log p(label) among the entries that stand in no leaf, one by one."""
+    tokens = [token.lstrip("Ġ▁") or token for token in tokenizer.convert_ids_to_tokens(range(len(tokenizer)))]
+    words = {tokens[entry] for entry in leaf_ids}
+    total = 0.0
+    for entry, logit in enumerate(logits):
+        if entry >= len(tokens) or tokens[entry] not in words:
+            total += math.exp(logit)
+    return math.log(total) - logits[label]
+
+
+def test_what_a_model_expects_of_leaf_words_does_not_change_the_loss_that_excludes_them():
+    """Two models with the same odds among other words; one gives half of its probability to words in leaves."""
+
+    class Windows(list):
+        lengths = np.array([4])
+
+    opened = context()
+    size = len(opened.tokenizer)
+    windows = Windows([window([0, 50, 51, 2], [(1, 1, 5, 0, 0, 1, 0, [60, 61])])])
+    targets = {"window": np.array([0, 0]), "token": np.array([50, 51]), "clean": np.array([True, True])}
+    words = mlm.LeafWords(windows, canonical_ids(opened.tokenizer), size)(np.array([0]))[0]
+    assert words[[60, 61]].all() and not words[[50, 51]].any() and 2 <= words.sum() <= 4
+    odds = np.random.default_rng(0).random(size)
+    found = []
+    for expected in (0.01, 0.5):
+        share = np.where(words, expected / words.sum(), (1 - expected) * odds / odds[~words].sum())
+
+        class Model:
+            tokenizer, config, predict = opened.tokenizer, opened.config, None
+            batches = staticmethod(lambda lengths, name: [np.array([0])])
+
+        logits = torch.from_numpy(np.log(share)).expand(2, -1)
+        Model.predict = staticmethod(lambda batch, logits=logits: SimpleNamespace(logits=logits))
+        found.append(mlm.score(Model, lambda indices: {"labels": torch.tensor([[50, 51]])}, windows, targets, "x"))
+    assert found[1]["loss"].mean() - found[0]["loss"].mean() == pytest.approx(math.log(0.99 / 0.5), abs=1e-5)
+    assert found[1]["loss_excluding"] == pytest.approx(found[0]["loss_excluding"], abs=1e-5)
 
 
 def test_checkpoints_without_graph_are_scored_at_the_same_tokens(tmp_path):
@@ -88,11 +147,18 @@ def test_checkpoints_without_graph_are_scored_at_the_same_tokens(tmp_path):
     wide, wider = score("wide", leaves_per_root=0, num_roots=60, use_hgat=False, decay_mode=None)
     assert both["counts"] == off["counts"] == wide["counts"]
     assert both["baselines"] == off["baselines"] == wide["baselines"]
-    for name in ("window_file", "window_start", "count", "count_clean", "count_in_leaf"):
+    for name in ("window_file", "window_start", "count", "count_clean", "count_in_leaf", "count_clean_excluding"):
         assert np.array_equal(with_graph[name], without[name]) and np.array_equal(with_graph[name], wider[name])
     assert off["controls"] == {} and off["figures"]["loss"] != both["figures"]["loss"] != wide["figures"]["loss"]
     total = with_graph["model: loss"].sum() / with_graph["count"].sum()
     assert total == pytest.approx(both["figures"]["loss"])
+    assert np.array_equal(with_graph["count_clean_excluding"], with_graph["count_clean"])
+    for who, figures in (("model", both["figures"]), *both["controls"].items()):
+        total = with_graph[f"{who}: loss_clean_excluding"].sum() / with_graph["count_clean_excluding"].sum()
+        assert total == pytest.approx(figures["loss_clean_excluding"])
+    above = both["details"]["loss_above_model"][mlm.SHUFFLED]["loss_clean_excluding"]["mean"]
+    shuffled = both["controls"][mlm.SHUFFLED]["loss_clean_excluding"]
+    assert above == pytest.approx(shuffled - both["figures"]["loss_clean_excluding"])
     # Without its leaves the same checkpoint gives what its control says.
     again = run_task(
         "masked_language_model", checkpoint(), corpora()[1], without_graph=True, mlm_roots=48, mlm_leaves=LEAVES
