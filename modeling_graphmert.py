@@ -40,6 +40,7 @@ from .graph_layers_graphmert import (
     HierarchicalGraphAttention,
     graph_distance,
 )
+from .lm_loss_graphmert import linear_cross_entropy
 from .loading_graphmert import CheckedLoading
 
 IGNORE_INDEX = -100
@@ -56,7 +57,9 @@ class GraphMertForPreTrainingOutput(ModelOutput):
         relation_loss: float (), mean over relation labels.
         tail_loss: float (), mean over labelled leaves.
         sbo_loss: float (), span-boundary objective, mean over its targets; None where it is off.
-        logits: float (B, N, V), or (M, V) with `sparse_prediction`.
+        logits: float (B, N, V), or (M, V) with `sparse_prediction`; None with `fused_loss`.
+        label_losses: float (M,), with `fused_loss`: the loss of each labelled node, in row-major order.
+        label_predictions: int64 (M,), with `fused_loss`: the likeliest token of each labelled node.
         relation_logits: float (G, R, L, C), 0 at empty slots; G = B unless rows are packed.
         hidden_states, attentions: as in RoBERTa.
     """
@@ -68,6 +71,8 @@ class GraphMertForPreTrainingOutput(ModelOutput):
     tail_loss: torch.FloatTensor | None = None
     sbo_loss: torch.FloatTensor | None = None
     logits: torch.FloatTensor | None = None
+    label_losses: torch.FloatTensor | None = None
+    label_predictions: torch.LongTensor | None = None
     relation_logits: torch.FloatTensor | None = None
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
     attentions: tuple[torch.FloatTensor, ...] | None = None
@@ -481,6 +486,7 @@ class GraphMertForPreTraining(GraphMertPreTrainedModel):
         graph_ids: torch.LongTensor | None = None,
         indices: dict[str, torch.LongTensor] | None = None,
         sparse_prediction: bool = False,
+        fused_loss: bool = False,
         return_dict: bool | None = None,
         **kwargs,
     ) -> GraphMertForPreTrainingOutput | tuple:
@@ -493,6 +499,8 @@ class GraphMertForPreTraining(GraphMertPreTrainedModel):
             span_offset: int64 (B, N), 1-based place in the span, 0 where there is nothing to predict.
             sparse_prediction: run the LM head on labelled nodes only; `logits` is (M, V) in row-major order of
                 `labels != -100`.
+            fused_loss: give `label_losses` and `label_predictions` in place of `logits`, which are then never in memory all
+                at once; the same losses and gradients in less time. For training.
             All others: as in `GraphMertModel.forward`.
 
         Returns:
@@ -501,8 +509,9 @@ class GraphMertForPreTraining(GraphMertPreTrainedModel):
         Raises:
             ValueError: as in `GraphMertModel.forward`; labels outside their range (CPU only).
         """
-        if sparse_prediction and labels is None:
-            raise ValueError("sparse_prediction=True needs labels: they say where to predict.")
+        for name, asked in (("sparse_prediction", sparse_prediction), ("fused_loss", fused_loss)):
+            if asked and labels is None:
+                raise ValueError(f"{name}=True needs labels: they say where to predict.")
         self._check_labels(labels, relation_labels)
         outputs = self.roberta(
             input_ids,
@@ -528,19 +537,30 @@ class GraphMertForPreTraining(GraphMertPreTrainedModel):
         if labels is not None:
             known = indices is not None and "labelled_nodes" in indices
             rows_M = indices["labelled_nodes"] if known else (labels != IGNORE_INDEX).flatten().nonzero().squeeze(1)
-        if sparse_prediction:
+        logits = label_losses = label_predictions = None
+        if fused_loss:
+            labels_M = labels.flatten()[rows_M]
+            transformed_MD = self._before_decoder(states_BND.flatten(0, 1).index_select(0, rows_M))
+            label_losses, label_predictions = self._label_losses(transformed_MD, labels_M)
+        elif sparse_prediction:
             logits = self.lm_head(states_BND.flatten(0, 1).index_select(0, rows_M))
         else:
             logits = self.lm_head(states_BND)
         losses = {}
         if labels is not None or relation_labels is not None:
+            losses_M = label_losses
+            if labels is not None and not fused_loss:
+                logits_MV = logits if sparse_prediction else logits.flatten(0, 1).index_select(0, rows_M)
+                losses_M = F.cross_entropy(_upcast(logits_MV), labels.flatten()[rows_M], reduction="none")
             spans = (span_left, span_right, span_offset)
             losses = self._losses(
-                states_BND, logits, relation_logits_BNC, rows_M, is_leaf_BN, labels, relation_labels, spans
+                states_BND, losses_M, relation_logits_BNC, rows_M, is_leaf_BN, labels, relation_labels, spans
             )
         output = GraphMertForPreTrainingOutput(
             **losses,
             logits=logits,
+            label_losses=label_losses,
+            label_predictions=label_predictions,
             relation_logits=self._canonical_slots(
                 relation_logits_BNC, root_index, leaf_index, is_leaf_BN, graph_ids, indices
             ),
@@ -550,7 +570,16 @@ class GraphMertForPreTraining(GraphMertPreTrainedModel):
         return_dict = self.config.return_dict if return_dict is None else return_dict
         return output if return_dict else output.to_tuple()
 
-    def _losses(self, states_BND, logits, relation_logits_BNC, rows_M, is_leaf_BN, labels, relation_labels, spans):
+    def _before_decoder(self, states_MD):
+        """The LM head (`RobertaLMHead`) without its decoder."""
+        head = self.lm_head
+        return head.layer_norm(F.gelu(head.dense(states_MD)))
+
+    def _label_losses(self, transformed_MD, labels_M):
+        decoder = self.lm_head.decoder
+        return linear_cross_entropy(transformed_MD, decoder.weight, decoder.bias, labels_M)
+
+    def _losses(self, states_BND, losses_M, relation_logits_BNC, rows_M, is_leaf_BN, labels, relation_labels, spans):
         """The fields of the output that are losses."""
         config = self.config
         # A product with 0 keeps the gradient's graph whole where a batch has no targets of one kind: processes that train
@@ -559,8 +588,6 @@ class GraphMertForPreTraining(GraphMertPreTrainedModel):
         mlm_loss = tail_loss = relation_loss = text_loss = zero
         losses = {}
         if labels is not None:
-            logits_MV = logits if logits.dim() == 2 else logits.flatten(0, 1).index_select(0, rows_M)
-            losses_M = F.cross_entropy(_upcast(logits_MV), labels.flatten()[rows_M], reduction="none")
             is_leaf_M = is_leaf_BN.flatten()[rows_M]
             text_loss = mlm_loss = zero + _masked_mean(losses_M, ~is_leaf_M)
             tail_loss = zero + _masked_mean(losses_M, is_leaf_M)
@@ -612,8 +639,8 @@ class GraphMertForPreTraining(GraphMertPreTrainedModel):
             states.index_select(0, right_M),
             offset_M.clamp(min=1, max=self.config.span_boundary_length),
         )
-        logits_MV = _upcast(self.lm_head.decoder(predicted_MD))
-        return _masked_mean(F.cross_entropy(logits_MV, labels.flatten()[rows_M], reduction="none"), has_span_M)
+        losses_M, _ = self._label_losses(predicted_MD, labels.flatten()[rows_M])
+        return _masked_mean(losses_M, has_span_M)
 
     def _check_labels(self, labels, relation_labels) -> None:
         for name, value, size in (

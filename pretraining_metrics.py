@@ -73,7 +73,8 @@ def num_examples(inputs: dict[str, torch.Tensor]) -> int:
 
 
 def example_sums(
-    logits: torch.Tensor | None,
+    losses: torch.Tensor | None,
+    predictions: torch.Tensor | None,
     relation_logits: torch.Tensor | None,
     inputs: dict[str, torch.Tensor],
     num_relations: int,
@@ -82,7 +83,7 @@ def example_sums(
     """Sums for each example of a batch, computed without waiting for the device.
 
     Args:
-        logits: (T, V), predictions for the labelled nodes in row-major order.
+        losses, predictions: float (T,) and int64 (T,), loss and likeliest token of the labelled nodes in row-major order.
         relation_logits: (G, R, L, C).
         inputs: the collator's batch; with `DIAGNOSTIC_INPUTS`, the figures are also split by them.
         num_relations: C.
@@ -96,14 +97,12 @@ def example_sums(
     # Padding has no labels; it may count as part of the first example.
     graph = graph_of_node(inputs).expand_as(labels).clamp(min=0).flatten()
 
-    if logits is not None and len(logits):
+    if predictions is not None and len(predictions):
         known = inputs.get("indices", {}).get("labelled_nodes")
-        position = labelled_positions(labels, len(logits)) if known is None else known
+        position = labelled_positions(labels, len(predictions)) if known is None else known
         target = labels.flatten()[position]
-        loss = F.cross_entropy(logits.float(), target, reduction="none") if with_losses else torch.zeros_like(target)
-        values = torch.stack(
-            [loss.float(), (logits.argmax(-1) == target).float(), torch.ones_like(loss).float()], dim=1
-        )
+        loss = losses.float() if with_losses else torch.zeros_like(target, dtype=torch.float32)
+        values = torch.stack([loss, (predictions == target).float(), torch.ones_like(loss)], dim=1)
         is_leaf = inputs["leaf_index"].flatten()[position] >= 0
         kinds = [~is_leaf, _flag(inputs, "label_in_leaf", position) & ~is_leaf]
         kinds += [is_leaf, _flag(inputs, "leaf_in_window", position) & is_leaf]

@@ -363,10 +363,11 @@ class GraphMertTrainer(CheckpointTrainer):
         inputs = {name: value for name, value in inputs.items() if name not in DIAGNOSTIC_INPUTS}
         if self.args.torch_compile:
             mark_dynamic_sizes(inputs)
-        return model(**inputs, sparse_prediction=True)
+        return model(**inputs, fused_loss=True)
 
     def _example_sums(self, outputs, inputs, with_losses: bool) -> torch.Tensor:
-        return example_sums(outputs.logits, outputs.relation_logits, inputs, self._config.num_relations, with_losses)
+        predicted = (outputs.label_losses, outputs.label_predictions, outputs.relation_logits)
+        return example_sums(*predicted, inputs, self._config.num_relations, with_losses)
 
     def _check_finite(self, loss: torch.Tensor) -> None:
         step = self.state.global_step + 1

@@ -72,7 +72,7 @@ def test_without_indices_a_step_counts_on_the_device():
     model = tiny_model().to("meta")
     batch = tiny_collator()(_windows(4, 0))
     with pytest.raises((RuntimeError, NotImplementedError)):
-        model(**_move(batch, "meta"), sparse_prediction=True)
+        model(**_move(batch, "meta"), fused_loss=True)
 
 
 @pytest.mark.parametrize(("layout", "backend"), [("packed", "aot_eager"), ("compact", "eager")])
@@ -86,9 +86,9 @@ def test_one_compilation_for_all_shapes(layout, backend):
     compiled = torch.compile(model, backend=counter)
     for count in (5, 7, 3):
         batch = collator(_windows(count, count))
-        expected = model(**batch, sparse_prediction=True)
+        expected = model(**batch, fused_loss=True)
         mark_dynamic_sizes(batch)
-        output = compiled(**batch, sparse_prediction=True)
+        output = compiled(**batch, fused_loss=True)
         torch.testing.assert_close(output.loss, expected.loss, rtol=1e-5, atol=1e-6)
         output.loss.backward()
     assert dict(counters["graph_break"]) == {}
@@ -107,7 +107,7 @@ def test_a_step_on_cuda_does_not_wait(implementation):
         # The first step compiles kernels.
         torch.cuda.set_sync_debug_mode("error" if step else "default")
         try:
-            model(**batch, sparse_prediction=True).loss.backward()
+            model(**batch, fused_loss=True).loss.backward()
         finally:
             torch.cuda.set_sync_debug_mode("default")
 

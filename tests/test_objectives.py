@@ -46,13 +46,43 @@ def test_sparse_prediction_is_the_same_loss_on_fewer_rows():
         model(**inputs_of(graph_batch), sparse_prediction=True)
 
 
+@pytest.mark.parametrize("span_boundary", [False, True])
+def test_fused_loss_is_the_same_loss_without_logits(span_boundary):
+    model = tiny_model(GraphMertForPreTraining, mnm_target="both", span_boundary=span_boundary)
+    graph_batch = batch(seed=4)
+    if span_boundary:
+        columns = torch.arange(graph_batch["labels"].shape[1]).expand_as(graph_batch["labels"])
+        masked_root = (graph_batch["labels"] != -100) & (graph_batch["leaf_index"] < 0)
+        graph_batch["span_left"] = torch.where(masked_root, (columns - 1).clamp(min=0), -1)
+        graph_batch["span_right"] = torch.where(masked_root, columns + 1, -1)
+        graph_batch["span_offset"] = masked_root.long()
+    found = []
+    for options in ({"sparse_prediction": True}, {"fused_loss": True}):
+        model.zero_grad()
+        output = model(**graph_batch, **options)
+        output.loss.backward()
+        found.append((output, [p.grad.clone() for p in model.parameters()]))
+    (sparse, expected_gradients), (fused, gradients) = found
+    assert fused.logits is None
+    labels = graph_batch["labels"][graph_batch["labels"] != -100]
+    torch.testing.assert_close(fused.label_losses, F.cross_entropy(sparse.logits, labels, reduction="none"))
+    assert torch.equal(fused.label_predictions, sparse.logits.argmax(-1))
+    for name in ("loss", "mlm_loss", "mnm_loss", "tail_loss", "relation_loss"):
+        torch.testing.assert_close(fused[name], sparse[name], rtol=1e-12, atol=0)
+    for gradient, expected in zip(gradients, expected_gradients, strict=True):
+        torch.testing.assert_close(gradient, expected, rtol=1e-9, atol=1e-12)
+    with pytest.raises(ValueError, match="fused_loss"):
+        model(**inputs_of(graph_batch), fused_loss=True)
+
+
+@pytest.mark.parametrize("how", ["sparse_prediction", "fused_loss"])
 @pytest.mark.parametrize("target", ["relation", "tail", "both"])
-def test_a_component_without_targets_is_zero_and_keeps_every_parameter(target):
+def test_a_component_without_targets_is_zero_and_keeps_every_parameter(target, how):
     model = tiny_model(GraphMertForPreTraining, mnm_target=target)
     graph_batch = batch(seed=4)
     graph_batch["labels"].fill_(-100)
     graph_batch["relation_labels"].fill_(-100)
-    output = model(**graph_batch, sparse_prediction=True)
+    output = model(**graph_batch, **{how: True})
     assert [output[name].item() for name in ("loss", "mlm_loss", "mnm_loss")] == [0.0, 0.0, 0.0]
     output.loss.backward()
     assert [name for name, p in model.named_parameters() if p.grad is None] == []
