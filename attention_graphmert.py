@@ -43,7 +43,16 @@ def preferred_attention(device_type: str, attention_dropout: float, decay_mode: 
 
 
 def choose_attention(
-    config, decay: GraphDecay | None, weight, shape, attention_mask, root_index, leaf_index, graph_ids, nodes
+    config,
+    decay: GraphDecay | None,
+    weight,
+    shape,
+    attention_mask,
+    root_index,
+    leaf_index,
+    graph_ids,
+    nodes,
+    root_distance=None,
 ):
     """What the layers attend by.
 
@@ -54,6 +63,7 @@ def choose_attention(
         shape: (B, N) of the input.
         attention_mask, root_index, leaf_index, graph_ids: as in `GraphMertModel.forward`.
         nodes: int64 (G, P), nodes of each graph in packed rows, else None.
+        root_distance: as in `GraphMertModel.forward`.
 
     Returns:
         The attention mask for RoBERTa, and the object for `GraphSelfAttention` where a mask is not enough, or None.
@@ -74,6 +84,11 @@ def choose_attention(
             raise ValueError(
                 "flex_attention does not have decay_mode='multiplicative'; use attn_implementation='sdpa' or 'eager'."
             )
+        if root_distance is not None:
+            raise ValueError(
+                "flex_attention does not take root_distance (edges between roots); use attn_implementation='sdpa' or "
+                "'eager'."
+            )
         attention = _flex_attention(decay, weight.device, shape, attention_mask, root_index, leaf_index, graph_ids)
         # Transformers passes a finished block mask on as it is.
         return attention.block_mask, attention
@@ -81,9 +96,12 @@ def choose_attention(
         segments = _segments(shape, attention_mask, nodes)
         if segments is not None:
             places = (None, None) if root_index is None else (root_index.flatten(), leaf_index.flatten())
-            return None, SegmentAttention(segments, decay, *places, weight.dtype)
+            if root_distance is not None and not packed:
+                # Rows of padding alone have no segment.
+                root_distance = root_distance[[start // shape[1] for start, _ in segments]]
+            return None, SegmentAttention(segments, decay, *places, weight.dtype, root_distance)
     if not packed:
-        return decay_mask(decay, weight, shape, attention_mask, root_index, leaf_index), None
+        return decay_mask(decay, weight, shape, attention_mask, root_index, leaf_index, root_distance), None
     visible, view = nodes >= 0, PaddedViewAttention(nodes, shape[0] * shape[1])
     if decay is None:
         dtype = attention_dtype(weight)
@@ -91,10 +109,12 @@ def choose_attention(
         hidden_GP = hidden_GP.masked_fill(~visible, torch.finfo(dtype).min)
         return hidden_GP[:, None, None, :].expand(-1, 1, nodes.shape[1], -1), view
     rows = (index.flatten()[nodes.clamp(min=0)] for index in (root_index, leaf_index))
-    return decay_mask(decay, weight, nodes.shape, visible, *rows), view
+    return decay_mask(decay, weight, nodes.shape, visible, *rows, root_distance), view
 
 
-def decay_mask(decay: GraphDecay, weight, shape, attention_mask, root_index, leaf_index) -> torch.Tensor:
+def decay_mask(
+    decay: GraphDecay, weight, shape, attention_mask, root_index, leaf_index, root_distance=None
+) -> torch.Tensor:
     """Decay and padding in one attention mask, (B or 1, H, N, N); arguments as in `choose_attention`."""
     if root_index is None:
         root_index = torch.arange(shape[1], device=weight.device)[None, :]
@@ -103,7 +123,7 @@ def decay_mask(decay: GraphDecay, weight, shape, attention_mask, root_index, lea
         if attention_mask is not None and values_at_hand(attention_mask) and bool(attention_mask.all()):
             attention_mask = None
     visible = None if attention_mask is None else attention_mask.to(torch.bool)[:, None, :]
-    return decay(graph_distance(root_index, leaf_index), visible, attention_dtype(weight))
+    return decay(graph_distance(root_index, leaf_index, root_distance), visible, attention_dtype(weight))
 
 
 def _segments(shape, attention_mask, nodes) -> list[tuple[int, int]] | None:
@@ -239,15 +259,16 @@ class SegmentAttention:
         decay: the model's decay, not multiplicative.
         root_index, leaf_index: int64 (S,); None where all rows are the same chain of roots.
         dtype: of the weights of the model.
+        root_distance: int (graphs, R, R), as in `graph_distance`, or None.
     """
 
-    def __init__(self, segments, decay: GraphDecay, root_index, leaf_index, dtype: torch.dtype):
+    def __init__(self, segments, decay: GraphDecay, root_index, leaf_index, dtype: torch.dtype, root_distance=None):
         self.segments, self.offset = segments, decay.offset
         value_HT, slope_HT = decay.tables(torch.promote_types(dtype, torch.float32))
         learns = torch.is_grad_enabled() and decay.offset.requires_grad
         self.biases, self.slopes = [], []
         chains: dict[int, tuple] = {}
-        for start, end in segments:
+        for number, (start, end) in enumerate(segments):
             if root_index is None:
                 if end - start not in chains:
                     chain = torch.arange(end - start)[None]
@@ -255,13 +276,14 @@ class SegmentAttention:
                 bias, slope = chains[end - start]
             else:
                 nodes = (root_index[None, start:end], leaf_index[None, start:end])
-                bias, slope = self._pairs(*nodes, value_HT, slope_HT, learns)
+                paths = None if root_distance is None else root_distance[number][None]
+                bias, slope = self._pairs(*nodes, value_HT, slope_HT, learns, paths)
             self.biases.append(bias)
             self.slopes.append(slope)
 
     @staticmethod
-    def _pairs(root_index, leaf_index, value_HT, slope_HT, learns):
-        distance = graph_distance(root_index, leaf_index)
+    def _pairs(root_index, leaf_index, value_HT, slope_HT, learns, root_distance=None):
+        distance = graph_distance(root_index, leaf_index, root_distance)
         return gather_columns(value_HT, distance)[0], gather_columns(slope_HT, distance)[0] if learns else None
 
     def __call__(self, module, query, key, value, _attention_mask, dropout):

@@ -159,3 +159,39 @@ def check_graph_inputs(
             raise ValueError(
                 f"{name} holds {wrong[-1]}, outside {lowest}..{highest}: the model has {field} = {getattr(config, field)}."
             )
+
+
+def check_root_distance(config, shape, root_index, graph_ids, root_distance) -> None:
+    """Refuse shortest paths between roots that the model would misread; values on the CPU only.
+
+    Args:
+        config: the model's configuration.
+        shape: (B, N) of the input.
+        root_index, graph_ids, root_distance: as in `GraphMertModel.forward`.
+
+    Raises:
+        ValueError: says what is wrong.
+    """
+    if root_distance is None:
+        return
+    if root_index is None:
+        raise ValueError("root_distance needs root_index: it says which rows of it belong to which node.")
+    if config.decay_mode is None:
+        raise ValueError("root_distance acts on the attention decay, but the model has decay_mode=None.")
+    sizes = tuple(root_distance.shape)
+    if len(sizes) != 3 or sizes[1] != sizes[2] or root_distance.is_floating_point():
+        raise ValueError(f"root_distance must be integers (graphs, roots, roots), got {root_distance.dtype} {sizes}.")
+    if graph_ids is None and sizes[0] != shape[0]:
+        raise ValueError(f"root_distance holds {sizes[0]} graphs, but the input has {shape[0]} rows.")
+    if not values_at_hand(root_distance):
+        return
+    if graph_ids is not None and sizes[0] <= int(graph_ids.max()):
+        raise ValueError(f"root_distance holds {sizes[0]} graphs, but graph_ids count {int(graph_ids.max()) + 1}.")
+    if sizes[1] <= int(root_index.max()):
+        raise ValueError(f"root_distance holds {sizes[1]} roots, but root_index goes up to {int(root_index.max())}.")
+    lowest, highest = (int(value) for value in root_distance.aminmax())
+    diagonal = root_distance.diagonal(dim1=1, dim2=2)
+    if lowest < 0 or highest > config.num_roots - 1 or diagonal.any() or (root_distance == 0).sum() > diagonal.numel():
+        raise ValueError(
+            f"root_distance must be 0 on the diagonal and 1..{config.num_roots - 1} elsewhere; it holds {lowest}..{highest}."
+        )

@@ -101,7 +101,8 @@ class GraphMertCollator:
         mlm_probability, mnm_probability: shares in [0, 1).
         mnm_target: "relation", "tail" or "both".
         masked_span_leaves: what happens to a leaf that hangs on a masked span, whose syntactic role it would tell:
-            "drop" it from the input, "hide" its relation, or "keep" it.
+            "drop" it from the input, "hide" its relation, or "keep" it. Edges with an end on a masked span have nothing to
+            hide but themselves: they are kept with "keep" alone.
         mask_visible_copies: also hide leaves that repeat a masked word (their tokens become mask tokens, unlabelled).
         span_boundary: add `span_left`, `span_right`, `span_offset` for the span-boundary objective.
         seed: of the masks.
@@ -117,8 +118,9 @@ class GraphMertCollator:
     `attention_mask`, `token_type_ids`, `root_index`, `leaf_index`, `relation_ids`, `relation_reversed`, `head_start`,
     `head_length`, `labels`, `relation_labels`; "packed" adds `graph_ids`, the number of the node's window among the
     examples, -1 for padding. Root i of a window is its i-th node: in column i, where rows are windows. `relation_labels`
-    holds one label for each hidden relation, at the first leaf of its fact. `statistics` counts what was masked, hidden
-    and dropped.
+    holds one label for each hidden relation, at the first leaf of its fact. Windows with edges between roots
+    (`WindowDataset`'s `edge_relations`) add `root_distance`, int16 `(G, R, R)`, shortest paths between roots. `statistics`
+    counts what was masked, hidden and dropped.
 
     Raises:
         ValueError: an argument out of range, a tokenizer without mask or pad token, or a window that does not fit.
@@ -233,6 +235,8 @@ class GraphMertCollator:
         self._choose_facts(facts, roots, covered, keys)
         batch = self._lay_out(roots, root_ids, covered, facts, keys)
         self._count(examples, roots, covered, facts)
+        if "edges" in examples[0]:
+            batch["root_distance"] = self._root_distances(examples, roots, covered)
         tensors = {name: torch.from_numpy(array) for name, array in batch.items()}
         if self.with_indices:
             tensors["indices"] = batch_indices(tensors, self.num_relations)
@@ -398,6 +402,23 @@ class GraphMertCollator:
             batch["fact_place"][at_leaf] = facts.place_in_leaf[kept]
         return batch
 
+    def _root_distances(self, examples: list[dict], roots: "_Roots", covered: np.ndarray) -> np.ndarray:
+        """Shortest paths between the roots of each window, int16 (G, R, R), without edges that tell a masked span's role."""
+        counts = [len(example["edges"]) for example in examples]
+        window = np.repeat(np.arange(len(examples)), counts)
+        edges = _concatenate(examples, "edges")
+        masked_before = np.concatenate([[0], np.cumsum(covered)])
+        kept = np.ones(len(edges), dtype=bool)
+        if self.masked_span_leaves != "keep":
+            for start, length in (edges[:, :2].T, edges[:, 2:].T):
+                first = roots.offset[window] + start
+                kept &= masked_before[first + length] == masked_before[first]
+        distances = np.stack(
+            [root_distances(self.num_roots, edges[kept & (window == row)][:, ::2]) for row in range(len(examples))]
+        )
+        self.statistics.update(edges=len(edges), edges_dropped_on_masked_span=int((~kept).sum()))
+        return distances
+
     def _place_windows(self, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
         """Row and first column of each window of `sizes` nodes, and the shape of the batch."""
         row = np.zeros(len(sizes), dtype=np.int64) if self.layout == "packed" else np.arange(len(sizes))
@@ -467,6 +488,29 @@ class GraphMertCollator:
             tails_masked=int(facts.tail_target.sum()),
             tail_tokens_masked=int(facts.length[facts.tail_target].sum()),
         )
+
+
+def root_distances(num_roots: int, edges: np.ndarray) -> np.ndarray:
+    """Shortest paths between the roots of a chain with further edges.
+
+    A shortest path walks along the chain between ends of edges: Floyd and Warshall's recursion over these ends, begun
+    with the chain's own distances, is exact.
+
+    Args:
+        num_roots: R.
+        edges: int (E, 2), pairs of roots.
+
+    Returns:
+        int16 (R, R).
+    """
+    index = np.arange(num_roots, dtype=np.int16)
+    distance = np.abs(index[:, None] - index)
+    # Neighbours are joined already.
+    edges = edges[np.abs(edges[:, 0] - edges[:, 1]) > 1]
+    distance[edges[:, 0], edges[:, 1]] = distance[edges[:, 1], edges[:, 0]] = 1
+    for via in np.unique(edges):
+        np.minimum(distance, distance[:, via, None] + distance[via], out=distance)
+    return distance
 
 
 def first_fit_decreasing(sizes: np.ndarray, capacity: int) -> np.ndarray:

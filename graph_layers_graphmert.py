@@ -12,7 +12,9 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 
-def graph_distance(root_index: torch.Tensor, leaf_index: torch.Tensor) -> torch.Tensor:
+def graph_distance(
+    root_index: torch.Tensor, leaf_index: torch.Tensor, root_distance: torch.Tensor | None = None
+) -> torch.Tensor:
     """Shortest paths between the nodes of leafy chain graphs, in closed form.
 
     Edges: neighbouring roots, a root and each of its leaves, neighbouring used leaves of one root. Two leaves of one root
@@ -21,11 +23,17 @@ def graph_distance(root_index: torch.Tensor, leaf_index: torch.Tensor) -> torch.
     Args:
         root_index: int64 (B, N), index of the node's root (its own for a root).
         leaf_index: int64 (B, N), slot of a leaf, -1 for a root.
+        root_distance: int (B, R, R), shortest paths between roots where they have further edges; 0 on the diagonal alone.
+            Default: the chain's, |i - k|. Paths of leaves lead through their roots, siblings aside.
 
     Returns:
         int64 (B, N, N).
     """
-    hops_BNN = (root_index[:, :, None] - root_index[:, None, :]).abs()
+    if root_distance is None:
+        hops_BNN = (root_index[:, :, None] - root_index[:, None, :]).abs()
+    else:
+        pair_BNN = root_index[:, :, None] * root_distance.shape[-1] + root_index[:, None, :]
+        hops_BNN = root_distance.flatten(1).gather(1, pair_BNN.flatten(1)).view_as(pair_BNN).to(root_index.dtype)
     is_leaf_BN = (leaf_index >= 0).to(hops_BNN.dtype)
     distance_BNN = hops_BNN + is_leaf_BN[:, :, None] + is_leaf_BN[:, None, :]
     siblings_BNN = (distance_BNN - hops_BNN == 2) & (hops_BNN == 0)

@@ -31,7 +31,7 @@ from transformers.models.roberta.modeling_roberta import (
 from transformers.utils import ModelOutput
 
 from .attention_graphmert import GraphSelfAttention, choose_attention, decay_mask
-from .batch_indices_graphmert import batch_indices, check_graph_inputs, values_at_hand
+from .batch_indices_graphmert import batch_indices, check_graph_inputs, check_root_distance, values_at_hand
 from .configuration_graphmert import GraphMertConfig
 from .conversion_graphmert import ConversionReport, convert_roberta
 from .embedding_graphmert import CodeEmbeddingMixin
@@ -216,6 +216,7 @@ class GraphMertModel(CodeEmbeddingMixin, GraphMertPreTrainedModel, RobertaModel)
         graph_ids: torch.LongTensor | None = None,
         indices: dict[str, torch.LongTensor] | None = None,
         unpacked: bool = False,
+        root_distance: torch.Tensor | None = None,
         **kwargs,
     ) -> BaseModelOutputWithPoolingAndCrossAttentions | tuple:
         """Encode graphs, or plain token sequences where `root_index` is not given.
@@ -235,6 +236,9 @@ class GraphMertModel(CodeEmbeddingMixin, GraphMertPreTrainedModel, RobertaModel)
                 Default: each row is one graph.
             indices: what `batch_indices` makes of the batch; with it nothing waits for the device. Default: made here.
             unpacked: give the states of packed rows by graph, (G, P, D), with 0 where a graph has fewer than P nodes.
+            root_distance: int (G, R, R), shortest paths between the roots of each graph where they have edges beside the
+                chain's; 0 on the diagonal alone, at most num_roots - 1. For the decay; not with flex_attention. Default:
+                the chain's.
             **kwargs: `output_attentions`, `output_hidden_states`, `return_dict`, as in RoBERTa.
 
         Returns:
@@ -250,6 +254,7 @@ class GraphMertModel(CodeEmbeddingMixin, GraphMertPreTrainedModel, RobertaModel)
         check_graph_inputs(
             self.config, shape, root_index, leaf_index, relation_ids, head_start, head_length, graph_ids
         )
+        check_root_distance(self.config, shape, root_index, graph_ids, root_distance)
         nodes = None
         if root_index is not None:
             leaf_index = torch.full_like(root_index, -1) if leaf_index is None else leaf_index
@@ -279,6 +284,7 @@ class GraphMertModel(CodeEmbeddingMixin, GraphMertPreTrainedModel, RobertaModel)
             leaf_index,
             graph_ids,
             nodes,
+            root_distance,
         )
         if graph_attention is not None:
             kwargs["graph_attention"] = graph_attention
@@ -314,10 +320,8 @@ class GraphMertModel(CodeEmbeddingMixin, GraphMertPreTrainedModel, RobertaModel)
             position = torch.where(leaf_index >= 0, slot, root_index)
         return torch.where(real, position + config.pad_token_id + 1, config.pad_token_id)
 
-    def _decay_mask(self, shape, attention_mask, root_index, leaf_index):
-        return decay_mask(
-            self.decay, self.embeddings.word_embeddings.weight, shape, attention_mask, root_index, leaf_index
-        )
+    def _decay_mask(self, shape, attention_mask, *places):
+        return decay_mask(self.decay, self.embeddings.word_embeddings.weight, shape, attention_mask, *places)
 
 
 @torch.compiler.disable

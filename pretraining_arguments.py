@@ -123,6 +123,13 @@ class DataArguments:
         default_factory=list,
         metadata={"help": "Relations whose facts are left out of the graph, for instance flows_to."},
     )
+    edge_relations: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Relations whose facts become edges between the first tokens of head and tail for the attention decay, "
+            "in place of leaves, where both stand in the window; for instance flows_to. Not with flex_attention."
+        },
+    )
     order_leaves_per_root: int | None = field(
         default=None,
         metadata={

@@ -98,11 +98,12 @@ def main(argv: list[str] | None = None) -> int:
     try:
         check_hub_access(args)
         checkpoint = prepare_output_dir(run_args, args)
+        check_edge_relations(model_args, data_args)
         train_windows, eval_windows, tokenizer, manifest = open_dataset(model_args, data_args, args)
         set_seed(args.seed)
         model = build_model(model_args, tokenizer, manifest, verbose=args.process_index == 0, seed=args.seed)
         if model_args.attn_implementation is None:
-            choose_attention_backend(model, args.device)
+            choose_attention_backend(model, args.device, with_edges=bool(data_args.edge_relations))
         if checkpoint is not None:
             check_same_model(checkpoint, model.config)
         trainer = build_trainer(model, model_args, data_args, args, tokenizer, train_windows, eval_windows)
@@ -271,6 +272,7 @@ def window_options(model_args: ModelArguments, data_args: DataArguments) -> dict
         "include_uses": data_args.include_uses,
         "include_site_anchors": data_args.include_site_anchors,
         "exclude_relations": data_args.exclude_relations,
+        "edge_relations": data_args.edge_relations,
     }
 
 
@@ -383,12 +385,30 @@ def build_model(model_args: ModelArguments, tokenizer, manifest: dict, verbose: 
     return model
 
 
-def choose_attention_backend(model, device) -> None:
-    """Set the backend that suits the device, for a run that asked for none."""
+def choose_attention_backend(model, device, with_edges: bool = False) -> None:
+    """Set the backend that suits the device, for a run that asked for none; flex_attention knows no edges between roots."""
     config = model.config
-    model.set_attn_implementation(
-        preferred_attention(device.type, config.attention_probs_dropout_prob, config.decay_mode)
-    )
+    preferred = preferred_attention(device.type, config.attention_probs_dropout_prob, config.decay_mode)
+    model.set_attn_implementation("sdpa" if with_edges else preferred)
+
+
+def check_edge_relations(model_args: ModelArguments, data_args: DataArguments) -> None:
+    """Refuse edges between roots that nothing would read.
+
+    Raises:
+        ValueError: names the option that stands against them.
+    """
+    if not data_args.edge_relations:
+        return
+    named = f"edge_relations {', '.join(data_args.edge_relations)}"
+    if model_args.decay_mode == "none":
+        raise ValueError(f"{named} act on the attention decay, but decay_mode is none")
+    if model_args.leaves_per_root == 0:
+        raise ValueError(f"{named} belong to the graph, but leaves_per_root 0 switches it off")
+    if model_args.attn_implementation == "flex_attention":
+        raise ValueError(
+            f"{named} need attn_implementation sdpa or eager: flex_attention knows no edges between roots"
+        )
 
 
 def check_same_vocabulary(base_model: str, tokenizer) -> None:

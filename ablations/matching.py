@@ -41,6 +41,7 @@ _ONLY_WITH_LEAVES = (
     "include_uses",
     "include_site_anchors",
     "exclude_relations",
+    "edge_relations",
 )
 # Options of the trainer that do.
 _TRAINING_FIGURE = (
@@ -107,7 +108,8 @@ def _identity(model: dict, data: dict, training: dict) -> dict:
     if values["leaves_per_root"] == 0:
         # Without leaves nothing reads these.
         values.update(dict.fromkeys(_ONLY_WITH_LEAVES))
-    whole = values["include_uses"] and values["include_site_anchors"] and not values["exclude_relations"]
+    left_out = values["exclude_relations"] or values["edge_relations"]
+    whole = values["include_uses"] and values["include_site_anchors"] and not left_out
     if whole and values["order_leaves_per_root"] == values["leaves_per_root"]:
         # The order of the whole graph is a graph's own order if nothing was left out.
         values["order_leaves_per_root"] = None

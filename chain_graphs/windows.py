@@ -104,16 +104,20 @@ class WindowDataset(Dataset):
         include_uses: take facts that hang on uses of a name whose definition is elsewhere.
         include_site_anchors: take anchors at the tail's place, which carry the owner's name.
         exclude_relations: names of relations whose facts are left out.
+        edge_relations: names of relations whose facts become edges between roots, from the first root of the head to the
+            first of the tail, where both stand in the window; there such a fact has no leaf, elsewhere it has.
         max_windows: keep only so many windows, evenly spread over the split.
         progress: show a progress bar on a terminal while the windows are cut.
 
     Each item is a dict of numpy arrays: `input_ids` `(n,)` with `<s>` and `</s>`, `word_starts` `(n,)`, and for its M
     placed facts, ordered by root and slot, `head_start`, `head_length`, `relation`, `reversed`, `visible`, `leaf_root`,
     `leaf_slot`, `leaf_length` `(M,)` and `leaf_ids` (their tokens one after the other); also the ints `index` and
-    `epoch`, from which the collator derives all its randomness.
+    `epoch`, from which the collator derives all its randomness. With `edge_relations` (and a graph) there is `edges`
+    `(E, 4)` too: start and length of both spans, in root indices, each pair of spans once.
 
     Raises:
-        ValueError: R or L out of range, a relation that does not exist, or a split without a single token.
+        ValueError: R or L out of range, a relation that does not exist or is both left out and an edge, or a split without
+            a single token.
     """
 
     def __init__(
@@ -127,16 +131,23 @@ class WindowDataset(Dataset):
         max_windows: int | None = None,
         progress: bool = False,
         exclude_relations: Sequence[str] = (),
+        edge_relations: Sequence[str] = (),
     ):
         if num_roots < 3:
             raise ValueError(f"num_roots must be at least 3 (<s>, one token, </s>), got {num_roots}")
         if leaves_per_root < 0:
             raise ValueError(f"leaves_per_root must be 0 or more, got {leaves_per_root}")
-        unknown = [name for name in exclude_relations if name not in RELATION_NAMES]
-        if unknown:
-            raise ValueError(f"exclude_relations names {unknown[0]!r}; the relations are {', '.join(RELATION_NAMES)}")
+        for option, names in (("exclude_relations", exclude_relations), ("edge_relations", edge_relations)):
+            unknown = [name for name in names if name not in RELATION_NAMES]
+            if unknown:
+                raise ValueError(f"{option} names {unknown[0]!r}; the relations are {', '.join(RELATION_NAMES)}")
+        both = [name for name in edge_relations if name in exclude_relations]
+        if both:
+            raise ValueError(f"{both[0]} is in exclude_relations and in edge_relations: leave it out of one of them")
         self.num_roots, self.leaves_per_root = num_roots, leaves_per_root
         self._excluded = [RELATION_NAMES.index(name) for name in exclude_relations]
+        # Without leaf slots there is no graph, edges included.
+        self._as_edges = [RELATION_NAMES.index(name) for name in edge_relations if leaves_per_root]
         self.include_uses, self.include_site_anchors = include_uses, include_site_anchors
         self._bos, self._eos = tokenizer.bos_token_id, tokenizer.eos_token_id
         if self._bos is None or self._eos is None:
@@ -181,8 +192,8 @@ class WindowDataset(Dataset):
         begins = self._token_offsets[self.file_index] + self.token_range[:, 0]
         ends = begins + self.token_range[:, 1] - self.token_range[:, 0]
         counts = Counter()
-        facts, leaves = [], []
-        fact_counts, token_counts = np.zeros((2, num_windows + 1), dtype=np.int64)
+        facts, leaves, edges = [], [], []
+        fact_counts, token_counts, edge_counts = np.zeros((3, num_windows + 1), dtype=np.int64)
         for low in tqdm(
             range(0, num_windows, CHUNK_WINDOWS), desc="placing facts", disable=None if progress else True, leave=False
         ):
@@ -195,6 +206,14 @@ class WindowDataset(Dataset):
             counts["outside"] += int(np.count_nonzero(~inside))
             keep = inside & (self.include_uses | ~taken.is_use) & (self.include_site_anchors | ~taken.reversed)
             keep &= ~np.isin(taken.relation, self._excluded)
+            if self._as_edges:
+                found, has_edge = self._edges_among(taken, window, inside, window_begin, window_end)
+                edges.append(found[:, 1:].astype(np.int32))
+                edge_counts[low + 1 : low + 1 + len(window_begin)] = np.bincount(
+                    found[:, 0], minlength=len(window_begin)
+                )
+                counts["facts_as_edges"] += len(np.unique(_fact_keys(taken, window)[has_edge]))
+                keep &= ~has_edge
             taken, window = taken.where(keep), window[keep]
             start, end = window_begin[window], window_end[window]
             shown = (taken.leaf_begin, taken.leaf_length, canonical_leaves, window)
@@ -233,7 +252,32 @@ class WindowDataset(Dataset):
         self._leaf_offsets = np.cumsum(token_counts)
         self._facts = np.concatenate(facts)
         self._leaf_ids = np.concatenate(leaves).astype(np.int32)
+        if self._as_edges:
+            self._edge_offsets, self._edges = np.cumsum(edge_counts), np.concatenate(edges)
         self.lengths = (self.token_range[:, 1] - self.token_range[:, 0]) + 2 + token_counts[1:]
+
+    def _edges_among(self, taken: "_Anchors", window, inside, window_begin, window_end):
+        """Edges between the heads and tails of facts that stand in their windows.
+
+        Args:
+            taken: anchors.
+            window: int (anchors,), the window of each.
+            inside: bool (anchors,), whether its span ends in it.
+            window_begin, window_end: int (windows,), tokens of each window.
+
+        Returns:
+            int64 (edges, 5): window, and start and length of both spans in root indices; bool (anchors,): whether the
+            anchor's fact has an edge in the window.
+        """
+        head, start = taken.head, window_begin[window]
+        # An anchor at the tail knows where its head stands. Ends that share their first token make no edge.
+        joins = inside & taken.reversed & np.isin(taken.relation, self._as_edges) & (head != taken.token)
+        joins &= (head >= start) & (head + taken.head_length <= window_end[window])
+        joins &= self.include_uses | ~taken.is_use
+        columns = (window, head - start + 1, taken.head_length, taken.token - start + 1, taken.length)
+        edges = np.unique(np.stack([column[joins] for column in columns], axis=1).astype(np.int64), axis=0)
+        fact = _fact_keys(taken, window)
+        return edges, np.isin(fact, fact[joins])
 
     def _anchors(self, dataset) -> "_Anchors":
         """The anchors of all files, in the order of the text."""
@@ -251,14 +295,22 @@ class WindowDataset(Dataset):
         site = np.full(int(triple.max(initial=-1)) + 1, -1, dtype=np.int64)
         if self.include_site_anchors:
             site[triple[is_reversed]] = token[is_reversed]
+        length = _flat_column(dataset, "anchor_length")[1]
+        # Where each triple's head stands, if that matters.
+        head = np.full(len(site), -1, dtype=np.int64)
+        head_length = np.zeros(len(site), dtype=np.int64)
+        if self._as_edges:
+            head[triple[~is_reversed]], head_length[triple[~is_reversed]] = token[~is_reversed], length[~is_reversed]
         return _Anchors(
             token=token,
-            length=_flat_column(dataset, "anchor_length")[1],
+            length=length,
             relation=relation,
             reversed=is_reversed,
             fact=_flat_column(dataset, "anchor_fact")[1],
             is_use=_flat_column(dataset, "anchor_is_use")[1].astype(bool),
             site=site[triple],
+            head=head[triple],
+            head_length=head_length[triple],
             leaf_begin=begin + _flat_column(dataset, "leaf_ids")[0][file],
             leaf_length=end - begin,
         )
@@ -289,6 +341,9 @@ class WindowDataset(Dataset):
         # A window may begin inside a word.
         words[1] = 1
         facts = self._facts[self._fact_offsets[index] : self._fact_offsets[index + 1]]
+        edges = {}
+        if self._as_edges:
+            edges["edges"] = self._edges[self._edge_offsets[index] : self._edge_offsets[index + 1]]
         return {
             "index": index,
             "epoch": int(self._epoch),
@@ -303,6 +358,7 @@ class WindowDataset(Dataset):
             "leaf_slot": facts[:, 6],
             "leaf_length": facts[:, 7],
             "leaf_ids": self._leaf_ids[self._leaf_offsets[index] : self._leaf_offsets[index + 1]],
+            **edges,
         }
 
     def statistics(self) -> dict:
@@ -312,9 +368,9 @@ class WindowDataset(Dataset):
             `windows`, `roots`, `leaves`, `nodes_per_window` (mean), `facts` (distinct facts with a place in the window),
             `facts_placed`, `facts_cut`, `facts_dropped_for_room`, `extras_placed` (among the placed: facts whose own
             place is in another window), `extras_without_room` (not among `facts`), `anchors_across_window_edge`,
-            `windows_without_fact`, `canonical_slots_used` (share of R(1+L)), `leaves_used` (histogram of used slots
-            of roots that have any), and `relations`: placed facts by relation with the share whose leaf stands in
-            the window.
+            `windows_without_fact` (without a leaf), `canonical_slots_used` (share of R(1+L)), `leaves_used` (histogram of
+            used slots of roots that have any), `facts_as_edges` (not among `facts`: those with an edge in place of a leaf),
+            `edges`, and `relations`: placed facts by relation with the share whose leaf stands in the window.
         """
         lengths = self._facts[:, 7].astype(np.int64)
         window_of = np.repeat(np.arange(len(self)), np.diff(self._fact_offsets))
@@ -341,6 +397,8 @@ class WindowDataset(Dataset):
             "canonical_slots_used": float(
                 self.lengths.sum() / (len(self) * self.num_roots * (1 + self.leaves_per_root))
             ),
+            "facts_as_edges": int(self._counts["facts_as_edges"]),
+            "edges": len(self._edges) if self._as_edges else 0,
             "leaves_used": np.bincount(per_root[per_root > 0], minlength=self.leaves_per_root + 1)[1:].tolist(),
             "relations": relations,
         }
@@ -356,6 +414,8 @@ class _Anchors(NamedTuple):
     fact: np.ndarray
     is_use: np.ndarray
     site: np.ndarray
+    head: np.ndarray
+    head_length: np.ndarray
     leaf_begin: np.ndarray
     leaf_length: np.ndarray
 
@@ -366,6 +426,11 @@ class _Anchors(NamedTuple):
 
     def where(self, chosen: np.ndarray) -> "_Anchors":
         return _Anchors(*(column[chosen] for column in self))
+
+
+def _fact_keys(anchors: _Anchors, window: np.ndarray) -> np.ndarray:
+    """One number for each fact of each window: int64 (anchors,)."""
+    return (window.astype(np.int64) << 32) | anchors.fact
 
 
 def _spans(begin: np.ndarray, length: np.ndarray) -> np.ndarray:

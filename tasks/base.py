@@ -320,6 +320,7 @@ class TaskContext:
             "include_uses": self.recipe.get("include_uses", True),
             "include_site_anchors": self.recipe.get("include_site_anchors", True),
             "exclude_relations": tuple(self.recipe.get("exclude_relations", ())),
+            "edge_relations": tuple(self.recipe.get("edge_relations", ())),
         }
 
     def windows(self, corpus: Corpus, max_windows: int | None = None, **options) -> WindowDataset:
@@ -462,6 +463,7 @@ _RECIPE_FIELDS = (
     "include_uses",
     "include_site_anchors",
     "exclude_relations",
+    "edge_relations",
     "mlm_probability",
     "mnm_probability",
     "masked_span_leaves",

@@ -74,6 +74,7 @@ class MaskedLanguageModel(Task):
             "include_uses": True,
             "include_site_anchors": True,
             "exclude_relations": (),
+            "edge_relations": (),
         }
         windows = context.windows(context.test, limit, num_roots=options.mlm_roots, **whole_graph)
         targets = collect_targets(context, options, windows)

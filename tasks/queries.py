@@ -99,7 +99,7 @@ def ask_in_text(item: dict, query: Query, words: list[int], config) -> tuple[dic
         moved = {
             name: np.where(item[name] >= first, item[name] + by, item[name]) for name in ("head_start", "leaf_root")
         }
-        return {**item, **moved}
+        return {**item, **moved, **moved_edges(item, first, by)}
 
     item = shift(item, place, len(new))
     item["input_ids"] = np.insert(item["input_ids"], place, new)
@@ -112,6 +112,10 @@ def ask_in_text(item: dict, query: Query, words: list[int], config) -> tuple[dic
         last = np.maximum(item["head_start"] + item["head_length"] - 1, item["leaf_root"])
         first = np.minimum(item["head_start"], item["leaf_root"])
         item = keep_facts(item, first >= gone.stop if from_begin else last < gone.start)
+        if "edges" in item:
+            begins, ends = item["edges"][:, ::2], item["edges"][:, ::2] + item["edges"][:, 1::2]
+            kept = (begins >= gone.stop).all(1) if from_begin else (ends <= gone.start).all(1)
+            item["edges"] = item["edges"][kept]
         for name in ("input_ids", "word_starts"):
             item[name] = np.delete(item[name], gone)
         if from_begin:
@@ -125,6 +129,16 @@ def keep_facts(item: dict, kept: np.ndarray) -> dict:
     return {**item, **{name: item[name][kept] for name in _FACT_ARRAYS}, "leaf_ids": item["leaf_ids"][tokens]}
 
 
+def moved_edges(item: dict, first: int, by: int) -> dict:
+    """The edges between roots of an item, ends from root `first` on moved with the text; nothing where it has none."""
+    if "edges" not in item:
+        return {}
+    edges = item["edges"].copy()
+    edges[:, ::2] += by * (edges[:, ::2] >= first)
+    return {"edges": edges}
+
+
 def without_facts(example: dict) -> dict:
-    """A window's item without its leaves."""
-    return keep_facts(example, np.zeros(len(example["relation"]), dtype=bool))
+    """A window's item without its graph: no leaves, and no edges between roots."""
+    example = keep_facts(example, np.zeros(len(example["relation"]), dtype=bool))
+    return {**example, "edges": example["edges"][:0]} if "edges" in example else example

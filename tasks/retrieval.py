@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from ..chain_graphs.windows import WindowDataset
 from .base import TaskContext
 from .excerpts import Excerpt, link_excerpts
+from .queries import without_facts
 
 EXTRAS = ("graph", "context", "none")
 METRICS = Path(__file__).resolve().parent.parent / "metrics"
@@ -144,7 +145,7 @@ class TextWindows:
         device = self._context.device
         if self.extra != "context":
             items = [self._windows[int(index)] for index in indices]
-            items = [item if kept else without_leaves(item) for item, kept in zip(items, keep, strict=True)]
+            items = [item if kept else without_facts(item) for item, kept in zip(items, keep, strict=True)]
             inputs = self._context.inputs(self._collator(items))
             return inputs, ((inputs["leaf_index"] < 0) & inputs["attention_mask"].bool()).float()
         pieces = []
@@ -163,13 +164,6 @@ class TextWindows:
         inputs = {"input_ids": input_ids, "attention_mask": real}
         tensors = {name: torch.from_numpy(value).to(device) for name, value in inputs.items()}
         return tensors, torch.from_numpy(pooled).to(device)
-
-
-def without_leaves(item: dict) -> dict:
-    """An item of `WindowDataset` without its facts."""
-    names = ("head_start", "head_length", "relation", "reversed", "visible")
-    names += ("leaf_root", "leaf_slot", "leaf_length", "leaf_ids")
-    return {**item, **{name: item[name][:0] for name in names}}
 
 
 def plain_excerpt(text: str) -> Excerpt:

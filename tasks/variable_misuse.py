@@ -26,7 +26,8 @@ from ..code_graph.scopes import CLASS, FUNCTION, PARAMETER, VARIABLE, Scope
 from .base import NotApplicable, Task, TaskContext, TaskResult
 from .excerpts import Excerpt, cut_excerpts, link_excerpts
 from .functions import Function, read_functions
-from .retrieval import load_metric, without_leaves
+from .queries import moved_edges, without_facts
+from .retrieval import load_metric
 
 # No file of a corpus holds this name; where one does, its functions are left out.
 HOLE = "hole_in_the_text"
@@ -291,6 +292,7 @@ def widened(item: dict, root: int, length: int, mask_token_id: int, number: int)
         "word_starts": np.concatenate([words[:root], begins, words[root + length :]]),
         "head_start": item["head_start"] + shift * (item["head_start"] > root),
         "leaf_root": item["leaf_root"] + shift * (item["leaf_root"] > root),
+        **moved_edges(item, root + 1, shift),
     }
 
 
@@ -326,7 +328,7 @@ def name_scores(
         for index in indices:
             number, length, _, _ = passes[int(index)]
             window, root, hole = places[number]
-            item = windows[window] if with_leaves else without_leaves(windows[window])
+            item = windows[window] if with_leaves else without_facts(windows[window])
             items.append(widened(item, root, hole, context.tokenizer.mask_token_id, length))
         states_BND = model.roberta(**context.inputs(collator(items))).last_hidden_state
         for row, index in enumerate(indices):

@@ -20,6 +20,7 @@ from graphmert.tasks.clone_retrieval import chance_map_at_r
 from graphmert.tasks.excerpts import cut_excerpts
 from graphmert.tasks.fine_tuning import ContrastiveSettings, contrastive_loss, fine_tune
 from graphmert.tasks.functions import dataset_functions, read_functions, searchable
+from graphmert.tasks.queries import without_facts
 from graphmert.tasks.retrieval import (
     TextWindows,
     bm25_scores,
@@ -30,7 +31,6 @@ from graphmert.tasks.retrieval import (
     plain_excerpt,
     score_pools,
     subwords,
-    without_leaves,
 )
 from graphmert.tasks.variable_misuse import (
     HOLE,
@@ -441,7 +441,7 @@ def test_name_scores_are_those_of_one_name_at_a_time(places):
             expected = F.log_softmax(logits, -1)[torch.arange(len(ids)), ids].mean()
             assert scores[number][index] == pytest.approx(float(expected), abs=1e-4)
     assert not np.allclose(scores[0], name_scores(context, sites, windows, where, with_leaves=False)[0][0], atol=1e-4)
-    assert without_leaves(windows[0])["leaf_ids"].size == 0 < windows[0]["leaf_ids"].size
+    assert without_facts(windows[0])["leaf_ids"].size == 0 < windows[0]["leaf_ids"].size
 
 
 def test_judging_names():
