@@ -19,11 +19,12 @@ def decay(distance: int, offset: torch.Tensor, base: float) -> torch.Tensor:
 
 
 def chain_graph_distances(
-    num_roots: int, used_leaves: list[tuple[int, int]]
+    num_roots: int, used_leaves: list[tuple[int, int]], root_edges: list[tuple[int, int]] = ()
 ) -> tuple[list[tuple[int, int]], list[list[float]]]:
     """Nodes (root, leaf or -1) and their shortest paths, by Floyd-Warshall on the explicit edges."""
     nodes = [(i, -1) for i in range(num_roots)] + sorted(used_leaves)
     edges = [((i, -1), (i + 1, -1)) for i in range(num_roots - 1)]
+    edges += [((one, -1), (other, -1)) for one, other in root_edges]
     for root, leaf in used_leaves:
         edges.append(((root, -1), (root, leaf)))
         if (root, leaf + 1) in used_leaves:
@@ -109,12 +110,15 @@ def pair_distance(batch, b: int, n: int, k: int) -> int:
     """The table of distances, case by case."""
     root_n, leaf_n = int(batch["root_index"][b, n]), int(batch["leaf_index"][b, n])
     root_k, leaf_k = int(batch["root_index"][b, k]), int(batch["leaf_index"][b, k])
+    hops = abs(root_n - root_k)
+    if "root_distance" in batch:
+        hops = int(batch["root_distance"][b, root_n, root_k])
     if leaf_n < 0 and leaf_k < 0:
-        return abs(root_n - root_k)
+        return hops
     if leaf_n < 0 or leaf_k < 0:
-        return abs(root_n - root_k) + 1
+        return hops + 1
     if root_n != root_k:
-        return abs(root_n - root_k) + 2
+        return hops + 2
     return min(abs(leaf_n - leaf_k), 2)
 
 
