@@ -31,6 +31,7 @@ class ContrastiveSettings:
         learning_rate: highest; warmed up over a tenth of the steps, then a cosine to 0.
         temperature: divides the cosines.
         extra_dropout: share of the functions that are given without their leaves (or context).
+        bf16: bfloat16 autocast.
     """
 
     steps: int = 160
@@ -38,6 +39,7 @@ class ContrastiveSettings:
     learning_rate: float = 1e-3
     temperature: float = 0.05
     extra_dropout: float = 0.3
+    bf16: bool = False
 
     def __post_init__(self):
         for name, valid, text in (
@@ -115,11 +117,10 @@ def fine_tune(
             waiting = order.permutation(number)
         pairs, waiting = waiting[:size], waiting[size:]
         with_extra = keeps.random(size) >= settings.extra_dropout
-        loss = contrastive_loss(
-            first_states(encoder, questions, pairs, np.zeros(size, dtype=bool)),
-            first_states(encoder, texts, pairs, with_extra),
-            settings.temperature,
-        )
+        with torch.autocast(context.device.type, torch.bfloat16, enabled=settings.bf16):
+            asked_BD = first_states(encoder, questions, pairs, np.zeros(size, dtype=bool))
+            texts_BD = first_states(encoder, texts, pairs, with_extra)
+        loss = contrastive_loss(asked_BD.float(), texts_BD.float(), settings.temperature)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(encoder.parameters(), CLIP_NORM)

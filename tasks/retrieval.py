@@ -59,6 +59,7 @@ class TextWindows:
         extra: "graph" gives each window its leaves; "context" gives it as many tokens of the text around the function
             as the graph has leaves for it, half of them before and half after as far as there are; "none" nothing.
         num_roots: size of the windows; by default the checkpoint's.
+        pad_to_multiple_of: pad batches to a multiple of so many nodes.
 
     Attributes:
         num_texts: T.
@@ -79,6 +80,7 @@ class TextWindows:
         max_windows: int = 1,
         extra: str = "none",
         num_roots: int | None = None,
+        pad_to_multiple_of: int | None = None,
     ):
         if extra not in EXTRAS:
             raise ValueError(f"extra must be one of {', '.join(EXTRAS)}, got {extra!r}")
@@ -89,7 +91,9 @@ class TextWindows:
         options["num_roots"] = num_roots or options["num_roots"]
         rows = link_excerpts(excerpts, context.tokenizer)
         self._windows = _FirstWindows(rows, context.tokenizer, max_windows, **options)
-        self._collator = context.collator(diagnostics=False, num_roots=options["num_roots"])
+        self._collator = context.collator(
+            diagnostics=False, num_roots=options["num_roots"], pad_to_multiple_of=pad_to_multiple_of
+        )
         self._context, self.extra = context, extra
         self.num_texts = len(excerpts)
         counts = self._windows.windows_of_row
