@@ -30,16 +30,12 @@ from transformers.models.roberta.modeling_roberta import (
 )
 from transformers.utils import ModelOutput
 
-from .attention_graphmert import GraphSelfAttention, choose_attention, decay_mask
+from .attention_graphmert import GraphSelfAttention, choose_attention
 from .batch_indices_graphmert import batch_indices, check_graph_inputs, check_root_distance, values_at_hand
 from .configuration_graphmert import GraphMertConfig
 from .conversion_graphmert import ConversionReport, convert_roberta
 from .embedding_graphmert import CodeEmbeddingMixin
-from .graph_layers_graphmert import (
-    GraphDecay,
-    HierarchicalGraphAttention,
-    graph_distance,
-)
+from .graph_layers_graphmert import GraphDecay, HierarchicalGraphAttention, graph_distance
 from .lm_loss_graphmert import linear_cross_entropy
 from .loading_graphmert import CheckedLoading
 
@@ -319,9 +315,6 @@ class GraphMertModel(CodeEmbeddingMixin, GraphMertPreTrainedModel, RobertaModel)
             slot = config.num_roots + config.leaves_per_root * root_index + leaf_index
             position = torch.where(leaf_index >= 0, slot, root_index)
         return torch.where(real, position + config.pad_token_id + 1, config.pad_token_id)
-
-    def _decay_mask(self, shape, attention_mask, *places):
-        return decay_mask(self.decay, self.embeddings.word_embeddings.weight, shape, attention_mask, *places)
 
 
 @torch.compiler.disable

@@ -9,6 +9,7 @@ from graph_batches import Anchor, Graph, compact_batch, padded_batch
 from tiny_model import LEAVES, NUM_ROOTS, batch, graphs, inputs_of, tiny_config, tiny_model
 from torch.nn import functional as F
 
+from graphmert.attention_graphmert import decay_mask
 from graphmert.graph_layers_graphmert import GraphDecay, graph_distance
 from graphmert.modeling_graphmert import GraphMertModel
 
@@ -84,7 +85,8 @@ def _attention_module(model, states, graph_batch):
     """The first layer's self-attention, called as the model calls it."""
     mask = graph_batch["attention_mask"]
     if model.decay is not None:
-        mask = model._decay_mask(mask.shape, mask, graph_batch["root_index"], graph_batch["leaf_index"])
+        weight = model.embeddings.word_embeddings.weight
+        mask = decay_mask(model.decay, weight, mask.shape, mask, graph_batch["root_index"], graph_batch["leaf_index"])
     else:
         mask = (
             torch.zeros(mask.shape).double().masked_fill(mask == 0, torch.finfo(torch.float64).min)[:, None, None, :]

@@ -146,7 +146,7 @@ def test_gradient_checkpointing_and_dropout(dropout):
 
 def test_dropout_gradient_is_that_of_the_same_mask():
     """With the dropout masks of one pass, the segments' gradient is that of the explicit formula."""
-    from graphmert.attention_graphmert import SegmentAttention
+    from graphmert.attention_graphmert import SegmentAttention, decay_mask
 
     model = tiny_model(GraphMertModel)
     inputs, module = compact_batch(_graphs((NUM_ROOTS, 4))), model.encoder.layer[0].attention.self
@@ -164,9 +164,9 @@ def test_dropout_gradient_is_that_of_the_same_mask():
 
     torch.manual_seed(3)
     expected = torch.zeros_like(output)
-    bias = model._decay_mask(
-        inputs["input_ids"].shape, inputs["attention_mask"], inputs["root_index"], inputs["leaf_index"]
-    )
+    weights = model.embeddings.word_embeddings.weight
+    shape, mask = inputs["input_ids"].shape, inputs["attention_mask"]
+    bias = decay_mask(model.decay, weights, shape, mask, inputs["root_index"], inputs["leaf_index"])
     for row, size in enumerate(sizes):
         query, key, value = (x[row, :size].unflatten(-1, (4, 8)).transpose(0, 1) for x in states)
         weights = torch.softmax(query @ key.transpose(1, 2) / 8**0.5 + bias[row, :, :size, :size], -1)
