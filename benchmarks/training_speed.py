@@ -193,7 +193,7 @@ def measure_curve(args: argparse.Namespace) -> dict[str, dict]:
             interleaved(built, groups[:1], tokenizer, num_roots, label="warming up")
         found = result[str(nodes)] = interleaved(built, groups, tokenizer, num_roots, label=f"{nodes} nodes")
         for arm in _CURVE_ARMS:
-            found[arm]["example_time_s"] = sum(found[arm]["step_times_s"]) / (args.batch_size * args.curve_rounds)
+            found[arm]["example_time_s"] = statistics.median(found[arm]["step_times_s"]) / args.batch_size
         found["mean_nodes"] = found[_CURVE_ARMS[0]]["nodes"] / (args.batch_size * args.curve_rounds)
     return result
 
@@ -227,13 +227,17 @@ def tables(figures: dict, options: dict) -> str:
     parts = []
     if "steps" in figures:
         arms = figures["steps"]
-        totals = {arm: sum(found["step_times_s"]) for arm, found in arms.items()}
+
+        def ratio(base: str, arm: str) -> float:
+            times = (arms[name]["step_times_s"] for name in (base, arm))
+            return statistics.median(one / other for one, other in zip(*times, strict=True))
+
         rows = [
             [
                 arm,
                 statistics.median(found["step_times_s"]),
                 1 - found["nodes"] / found["positions"],
-                *(totals[base] / totals[arm] for base in _BASELINES),
+                *(ratio(base, arm) for base in _BASELINES),
             ]
             for arm, found in arms.items()
         ]
@@ -292,11 +296,11 @@ def draw_curve(curve: dict[str, dict], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-NOTES = """Every arm takes its step on the same windows before the next windows come; speeds are ratios of the total times in
-this run. Peak memory is the resident set of a process of its own for each arm, libraries and data included; the last column
-leaves out what a process holds before it has a model. The plain arms get the nodes' tokens without their graph; `roberta
-padded` pads them to the canonical 1024 positions, `roberta` and `roberta sparse head` as far as the batch's longest window.
-`graph-free packed` is the packed layout without H-GAT and decay."""
+NOTES = """Every arm takes its step on the same windows before the next windows come; speeds are ratios to a baseline's step
+on the same windows, the median over the steps. Peak memory is the resident set of a process of its own for each arm,
+libraries and data included; the last column leaves out what a process holds before it has a model. The plain arms get the
+nodes' tokens without their graph; `roberta padded` pads them to the canonical 1024 positions, `roberta` and `roberta sparse
+head` as far as the batch's longest window. `graph-free packed` is the packed layout without H-GAT and decay."""
 
 
 def settings(args: argparse.Namespace) -> dict:
