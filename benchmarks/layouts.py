@@ -25,6 +25,7 @@ ARMS = {
     "compact": ("compact", "sdpa", False),
     "compact, grouped": ("compact", "sdpa", True),
     "compact, eager": ("compact", "eager", False),
+    "compact, grouped, eager": ("compact", "eager", True),
     "packed": ("packed", "sdpa", False),
     "packed, eager": ("packed", "eager", False),
 }
