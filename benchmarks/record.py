@@ -71,14 +71,12 @@ def resident_memory() -> tuple[int, int]:
 
 
 def commit() -> str | None:
-    """The commit that is checked out, with a mark where files differ from it; None outside a repository."""
-    done = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    """The commit that is checked out, with a mark where files differ from it; None outside a repository or without git."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    except OSError:
+        return None
     return done.stdout.strip() or None
 
 
