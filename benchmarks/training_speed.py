@@ -289,6 +289,10 @@ def draw_curve(curve: dict[str, dict], path: Path) -> None:
         axis.plot(*zip(*points, strict=True), marker=marker, label=arm)
     axis.set(xscale="log", yscale="log", xlabel="nodes of a window (tokens for roberta)", ylabel="seconds per window")
     axis.set_xticks([int(nodes) for nodes in curve], labels=list(curve))
+    low, high = axis.get_ylim()
+    seconds = [factor * 10.0**power for power in range(-4, 4) for factor in (1, 2, 5)]
+    seconds = [value for value in seconds if low <= value <= high]
+    axis.set_yticks(seconds, labels=[f"{value:g}" for value in seconds])
     axis.minorticks_off()
     axis.grid(alpha=0.3)
     axis.legend()
