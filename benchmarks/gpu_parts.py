@@ -279,11 +279,11 @@ def measure_arm(scale: Scale, windows, tokenizer, num_roots: int, arm: tuple, ra
 _WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "aten::_local_scalar_dense")
 
 
-def waits_in_a_step(scale: Scale, windows, tokenizer, backend: str) -> dict:
-    """Calls that wait for the device in ten compiled packed steps, less those of a profile of nothing."""
+def waits_in_a_step(scale: Scale, windows, tokenizer, backend: str, compiled: bool) -> dict:
+    """Calls that wait for the device in ten packed steps, less those of a profile of nothing."""
     per_step = max(1, int(scale.nodes_per_step / windows.lengths.mean()))
     batches = [to_device(b, scale.device) for b in some_batches(windows, tokenizer, "packed", 128, per_step, 2)]
-    steps = Steps(scale, scale.config(128), backend, not scale.dry)
+    steps = Steps(scale, scale.config(128), backend, compiled)
     for number in range(4):
         steps.step(batches[number % 2])
 
@@ -298,11 +298,18 @@ def waits_in_a_step(scale: Scale, windows, tokenizer, backend: str) -> dict:
 
     waits(1)
     nothing, ten = waits(0), waits(10)
-    return {"steps": 10, "backend": backend, "calls": {name: ten[name] - nothing[name] for name in ten}}
+    return {
+        "steps": 10,
+        "backend": backend,
+        "compiled": compiled,
+        "calls": {name: ten[name] - nothing[name] for name in ten},
+    }
 
 
-def measure_schedule(scale: Scale, windows, tokenizer, backend: str, examples, per_step, sizes, limit_hours) -> dict:
-    """A schedule's hours from steps with the collator's workers running, packed rows, compiled."""
+def measure_schedule(
+    scale: Scale, windows, tokenizer, backend: str, compiled: bool, examples, per_step, sizes, limit_hours
+) -> dict:
+    """A schedule's hours from steps with the collator's workers running, packed rows."""
     if per_step is None or scale.dry:
         per_step = max(1, int(scale.nodes_per_step / windows.lengths.mean()))
     collator = GraphMertCollator(tokenizer, layout="packed", with_indices=True, pad_to_multiple_of=1024)
@@ -319,7 +326,7 @@ def measure_schedule(scale: Scale, windows, tokenizer, backend: str, examples, p
         pin_memory=not scale.dry,
         drop_last=True,
     )
-    steps = Steps(scale, scale.config(128, **sizes), backend, not scale.dry)
+    steps = Steps(scale, scale.config(128, **sizes), backend, compiled)
     start = 0.0
     for number, batch in enumerate(loader):
         if number == warm_up:
@@ -330,6 +337,7 @@ def measure_schedule(scale: Scale, windows, tokenizer, backend: str, examples, p
     seconds = (time.perf_counter() - start) / scale.schedule_steps
     return {
         "backend": backend,
+        "compiled": compiled,
         "steps_timed": scale.schedule_steps,
         "step_time_s": seconds,
         "examples_per_step": per_step,
@@ -349,6 +357,15 @@ def refuse() -> dict:
     return {"refused": "its results are not shown to be those of eager attention in float64"}
 
 
+def best_verified(verified: list[str]) -> tuple[str, bool] | None:
+    """The backend that training would take for packed rows, and whether compiled; None where none is right."""
+    for compiled in (True, False):
+        for backend in ("flex_attention", "sdpa"):
+            if f"packed, {backend}" + (", compiled" if compiled else "") in verified:
+                return backend, compiled
+    return None
+
+
 def cases_of(part: str, args: argparse.Namespace, scale: Scale) -> dict[str, Callable]:
     """What a part measures, by name.
 
@@ -364,12 +381,10 @@ def cases_of(part: str, args: argparse.Namespace, scale: Scale) -> dict[str, Cal
     if part == "correctness":
         return Correctness(scale, windows, tokenizer).cases()
     if part in ("waits", "schedules"):
-        suffix = "" if scale.dry else ", compiled"
-        backends = (b for b in ("flex_attention", "sdpa") if f"packed, {b}{suffix}" in args.verified)
-        backend = next(backends, None)
-        if backend is None:
+        how = best_verified(args.verified)
+        if how is None:
             return dict.fromkeys(SCHEDULES if part == "schedules" else ["packed"], refuse)
-        common = (scale, windows, tokenizer, backend)
+        common = (scale, windows, tokenizer, *how)
         if part == "waits":
             return {"packed": partial(waits_in_a_step, *common)}
         return {name: partial(measure_schedule, *common, **schedule) for name, schedule in SCHEDULES.items()}

@@ -155,6 +155,14 @@ def test_only_what_was_checked_in_every_dtype_gets_a_speed():
     assert gpu.verified(correctness | {"the rest": {"error": "stopped after 1 s"}}) == ["packed, sdpa"]
 
 
+def test_schedules_take_the_best_backend_that_is_right():
+    order = ["packed, flex_attention, compiled", "packed, sdpa, compiled", "packed, flex_attention", "packed, sdpa"]
+    expected = [("flex_attention", True), ("sdpa", True), ("flex_attention", False), ("sdpa", False), None]
+    # Any order in the list will do; other layouts do not count.
+    found = [gpu_parts.best_verified(["compact, sdpa", *reversed(order[i:])]) for i in range(5)]
+    assert found == expected
+
+
 def test_errors_are_found_and_nan_is_no_pass(monkeypatch):
     check = gpu_parts.Correctness.__new__(gpu_parts.Correctness)
     vector = {name: [torch.ones(3)] for name in ("loss", "logits", "gradients", "offset_gradient")}
@@ -243,6 +251,7 @@ def test_each_line_is_shown_where_there_is_a_gpu():
     for length in gpu_parts.LENGTHS:
         figures[f"steps, {length}"] = {gpu_parts.arm_name(arm): step for arm in gpu_parts.arms_of(length)}
     hours = {"extrapolated_hours": 0.1, "limit_hours": 1, "step_time_s": 1, "backend": "x", "steps_timed": 1}
+    hours |= {"compiled": True}
     hours |= {"examples_per_step": 1, "examples_per_s": 1}
     figures["schedules"] = dict.fromkeys(gpu_parts.SCHEDULES, hours)
     rows = gpu.lines_of_the_issue(figures)
