@@ -156,8 +156,10 @@ class Correctness:
             self.expected = self.outcome("padded", "eager", "float64")
         found = self.outcome(layout, backend, dtype, compiled)
         errors = {name: relative_error(found[name], expected) for name, expected in self.expected.items()}
+        # flex_attention has the offset's gradient from a difference of two outputs, each rounded.
+        allowed = {name: TOLERANCES[dtype] * (2 if name == "offset_gradient" else 1) for name in errors}
         # Not `max(...) <= tolerance`, which a NaN may pass.
-        return errors | {"passed": all(error <= TOLERANCES[dtype] for error in errors.values())}
+        return errors | {"passed": all(errors[name] <= allowed[name] for name in errors)}
 
     def cases(self) -> dict[str, Callable]:
         cuda = self.scale.device.type == "cuda"
