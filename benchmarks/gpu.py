@@ -252,7 +252,7 @@ def earlier_figures(args: argparse.Namespace, device: str) -> dict:
         "cuda": torch.version.cuda,
         "device": device,
         "options": settings(args),
-        "run_commit": args.commit or commit(),
+        "run_commit": args.commit,
     }
     path = Path(args.record) / "run.json"
     if not path.exists():
@@ -283,6 +283,8 @@ def save(args: argparse.Namespace, figures: dict) -> None:
 def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
     deadline = time.monotonic() + 60 * args.minutes
+    # Asked once: what is checked out may change while this runs.
+    args.commit = args.commit or commit()
     try:
         figures = earlier_figures(args, "cpu" if args.dry_run else torch.cuda.get_device_name())
         if "correctness" not in args.parts and "correctness" not in figures:

@@ -313,20 +313,19 @@ def settings(args: argparse.Namespace) -> dict:
     return {name: value for name, value in vars(args).items() if name not in left_out}
 
 
-def earlier_parts(args: argparse.Namespace) -> dict:
-    """Figures of the record that this run adds to; empty where there is none.
+def earlier_parts(args: argparse.Namespace, now: dict) -> dict:
+    """Figures of the record that this run adds to; those of `now`, what the run is of, where there is none.
 
     Raises:
         ValueError: the record is of other options, another commit or another torch.
     """
     path = Path(args.record or "") / "run.json"
     if not args.record or not path.exists():
-        return {}
-    run = json.loads(path.read_text(encoding="utf-8"))
-    now = (settings(args), commit(), torch.__version__)
-    if (run["figures"]["options"], run["commit"], run["figures"]["torch"]) != now:
+        return now
+    figures = json.loads(path.read_text(encoding="utf-8"))["figures"]
+    if any(figures.get(name) != value for name, value in now.items()):
         raise ValueError(f"{path} is of other options, another commit or another torch; choose another --record")
-    return run["figures"]
+    return figures
 
 
 def save(args: argparse.Namespace, figures: dict) -> None:
@@ -351,10 +350,12 @@ def main(argv: list[str] | None = None) -> int:
         if args.memory_of:
             print_memory(args)
             return 0
-        figures = earlier_parts(args) or {"options": settings(args), "torch": torch.__version__}
+        # Asked once: what is checked out may change while this runs.
+        now = {"options": settings(args), "torch": torch.__version__, "run_commit": commit()}
+        figures = earlier_parts(args, now)
         # The same commit has passed already where the record says so.
-        if "equivalence" not in figures or (commit() or "dirty").endswith("dirty"):
-            figures["equivalence"] = require_equivalence()
+        if "equivalence" not in figures or (now["run_commit"] or "dirty").endswith("dirty"):
+            figures = figures | {"equivalence": require_equivalence()}
             if args.record:
                 save(args, figures)
         measures = {
@@ -365,7 +366,7 @@ def main(argv: list[str] | None = None) -> int:
         for part in args.parts:
             found = measures[part]()
             # Another process may have measured another part meanwhile.
-            figures = (earlier_parts(args) or figures) | {part: found}
+            figures |= (earlier_parts(args, now) if args.record else {}) | {part: found}
             if args.record:
                 save(args, figures)
     except NotEquivalentError as error:

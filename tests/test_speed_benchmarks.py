@@ -111,9 +111,18 @@ def test_parts_of_one_record_must_be_of_one_setting(tmp_path, monkeypatch):
     monkeypatch.setattr(training_speed, "require_equivalence", lambda: "1 passed")
     monkeypatch.setattr(training_speed, "measure_memory", lambda *_args: {})
     found = {arm: {"step_times_s": [1.0], "nodes": 9, "positions": 10} for arm in training_speed.ARMS}
-    monkeypatch.setattr(training_speed, "measure_speed", lambda _args: found)
+
+    def measure_speed(_args):
+        # Someone commits meanwhile.
+        commits.append("2")
+        return found
+
+    commits = ["1"]
+    monkeypatch.setattr(training_speed, "measure_speed", measure_speed)
+    monkeypatch.setattr(training_speed, "commit", lambda: commits[-1])
     command = ["--dataset", "unused", "--record", str(tmp_path / "record"), "--threads", str(torch.get_num_threads())]
     assert training_speed.main([*command, "--parts", "steps"]) == 0
+    commits.append("1")
     assert "Not measured: memory, curve." in (tmp_path / "record" / "README.md").read_text()
     assert training_speed.main([*command, "--parts", "memory"]) == 0
     figures = json.loads((tmp_path / "record" / "run.json").read_text())["figures"]
