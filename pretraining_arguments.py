@@ -138,11 +138,11 @@ class DataArguments:
         },
     )
     layout: str = field(
-        default="compact",
+        default="packed",
         metadata={
-            "help": "Rows of a batch: each window's nodes (compact), many windows in a row without padding (packed), or all "
-            "slots (padded).",
-            "choices": ["compact", "packed", "padded"],
+            "help": "Rows of a batch: many windows in a row without padding (packed), each window's nodes (compact), or all "
+            "slots (padded). The same losses; packed is the fastest.",
+            "choices": ["packed", "compact", "padded"],
         },
     )
     max_nodes_per_row: int | None = field(

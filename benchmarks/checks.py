@@ -19,14 +19,14 @@ def require_equivalence(tests: tuple[str, ...] = EQUIVALENCE_TESTS) -> str:
         tests: files of the repository to run with pytest.
 
     Returns:
-        pytest's last line, for the record.
+        pytest's line of counts, for the record.
 
     Raises:
         NotEquivalentError: a test fails; the message holds the end of pytest's output.
     """
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests]
+    command = [sys.executable, "-m", "pytest", "-o", "addopts=-q --strict-markers", "-p", "no:cacheprovider", *tests]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     lines = (done.stdout + done.stderr).strip().splitlines()
     if done.returncode != 0:
         raise NotEquivalentError("equivalence tests fail, no speed is reported:\n" + "\n".join(lines[-15:]))
-    return lines[-1]
+    return next(line for line in reversed(lines) if " passed" in line)

@@ -25,6 +25,7 @@ ARMS = {
     "compact": ("compact", "sdpa", False),
     "compact, grouped": ("compact", "sdpa", True),
     "compact, eager": ("compact", "eager", False),
+    "compact, grouped, eager": ("compact", "eager", True),
     "packed": ("packed", "sdpa", False),
     "packed, eager": ("packed", "eager", False),
 }
@@ -37,7 +38,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS), help="what to measure")
     parser.add_argument("--batch-size", type=int, default=8, help="windows of a step")
     parser.add_argument("--rounds", type=int, default=5, help="steps of each arm, after one that is not counted")
-    parser.add_argument("--layers", type=int, default=12, help="layers, 768 wide")
+    parser.add_argument("--layers", type=int, default=12, help="layers")
+    parser.add_argument("--hidden-size", type=int, default=768, help="width; heads are 64 wide")
+    parser.add_argument("--vocab-size", type=int, default=50_265, help="rows of the word embeddings")
     parser.add_argument("--dropout", type=float, default=0.1, help="on hidden states")
     parser.add_argument("--attention-dropout", type=float, default=0.0, help="on attention weights")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
@@ -55,6 +58,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.rounds < 1 or args.batch_size < 1 or args.layers < 1:
         parser.exit(2, "layouts: error: rounds, batch-size and layers must be at least 1\n")
+    if args.hidden_size < 64 or args.hidden_size % 64:
+        parser.exit(2, "layouts: error: --hidden-size must be a multiple of 64\n")
     if args.clock == "cpu" and args.threads != 1:
         parser.exit(2, "layouts: error: --clock cpu counts the time of all threads; it needs --threads 1\n")
     if BASELINE not in args.arms:
@@ -97,6 +102,8 @@ def step_time(model, optimizer, batch: dict, now) -> float:
 def measure(args: argparse.Namespace) -> dict[str, dict]:
     """Seconds of each step and the nodes computed, by arm."""
     splits, _, tokenizer = load_chain_graphs(args.dataset)
+    if args.vocab_size < len(tokenizer):
+        raise ValueError(f"--vocab-size must be at least the tokenizer's, {len(tokenizer)}")
     windows = WindowDataset(splits["train"], tokenizer, max_windows=args.batch_size * (args.rounds + 1))
     torch.set_num_threads(args.threads)
     data = {arm: batches(windows, tokenizer, arm, args) for arm in args.arms}
@@ -115,7 +122,11 @@ def training_times(data: dict[str, list[dict]], args: argparse.Namespace) -> dic
     """Seconds of each step, by arm, the arms taking turns."""
     torch.manual_seed(0)
     config = GraphMertConfig(
+        vocab_size=args.vocab_size,
+        hidden_size=args.hidden_size,
         num_hidden_layers=args.layers,
+        num_attention_heads=args.hidden_size // 64,
+        intermediate_size=4 * args.hidden_size,
         hidden_dropout_prob=args.dropout,
         attention_probs_dropout_prob=args.attention_dropout,
     )

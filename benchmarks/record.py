@@ -3,12 +3,15 @@
 import json
 import os
 import platform
+import resource
 import subprocess
+import sys
 import time
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("tree-sitter", "tree-sitter-python", "datasets", "tokenizers", "transformers")
 
 
 def write_record(directory: str | Path, title: str, command: str, figures: dict, table: str, notes: str = "") -> None:
@@ -30,7 +33,7 @@ def write_record(directory: str | Path, title: str, command: str, figures: dict,
         "date": time.strftime("%Y-%m-%d"),
         "python": platform.python_version(),
         "num_cpus": os.cpu_count(),
-        "versions": {name: version(name) for name in ("tree-sitter", "tree-sitter-python", "datasets", "tokenizers")},
+        "versions": {name: installed_version(name) for name in PACKAGES},
         "figures": figures,
     }
     (directory / "run.json").write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")
@@ -41,15 +44,39 @@ def write_record(directory: str | Path, title: str, command: str, figures: dict,
     (directory / "README.md").write_text(readme.replace("\n\n\n", "\n\n"), encoding="utf-8")
 
 
+def installed_version(package: str) -> str | None:
+    """Version of an installed package; None where it is not installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def resident_memory() -> tuple[int, int]:
+    """Bytes that this process has resident, now and at most so far.
+
+    Not `ru_maxrss` on Linux: a process takes that over from the one that started it, however large that was.
+
+    Returns:
+        (now, peak); where there is no /proc, both are the peak.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        lines = (line.split() for line in status.read_text().splitlines())
+        found = {words[0]: 1024 * int(words[1]) for words in lines if words[0] in ("VmRSS:", "VmHWM:")}
+        return found["VmRSS:"], found["VmHWM:"]
+    # Bytes on macOS, KiB elsewhere.
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return peak, peak
+
+
 def commit() -> str | None:
-    """The commit that is checked out, with a mark where files differ from it; None outside a repository."""
-    done = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    """The commit that is checked out, with a mark where files differ from it; None outside a repository or without git."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    except OSError:
+        return None
     return done.stdout.strip() or None
 
 

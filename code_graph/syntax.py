@@ -1,11 +1,16 @@
-"""Syntax trees: one tree-sitter parser for each language, over text whose byte offsets are character offsets."""
+"""Syntax trees: one tree-sitter parser for each language, over text whose byte offsets are character offsets.
+
+tree-sitter is imported with the first grammar: who trains on a finished dataset needs the schema only.
+"""
 
 import codecs
 import functools
 import importlib
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from tree_sitter import Language, Node, Parser
+if TYPE_CHECKING:
+    from tree_sitter import Language, Node, Parser
 
 # Wheel that holds each language's grammar, and the function in it that gives the grammar.
 GRAMMARS = {
@@ -22,8 +27,8 @@ GRAMMARS = {
 class Grammar:
     """A parser with the numbers of its node kinds and fields, which are much faster to compare than names."""
 
-    parser: Parser
-    language: Language
+    parser: "Parser"
+    language: "Language"
 
     def kinds(self, *names: str) -> frozenset[int]:
         """Numbers of the named node kinds with these names; a name may have several. Unknown names are an error."""
@@ -45,7 +50,7 @@ class Grammar:
             raise ValueError(f"the grammar has no field {name}")
         return number
 
-    def parse(self, source: str) -> Node:
+    def parse(self, source: str) -> "Node":
         """Root of the syntax tree of `source`; its byte offsets index the characters of `source`."""
         return self.parser.parse(one_byte_per_character(source)).root_node
 
@@ -53,6 +58,8 @@ class Grammar:
 @functools.cache
 def grammar(language: str) -> Grammar:
     """The grammar of a language, loaded once in each process."""
+    from tree_sitter import Language, Parser
+
     wheel, function = GRAMMARS[language]
     loaded = Language(getattr(importlib.import_module(wheel), function)())
     return Grammar(Parser(loaded), loaded)
@@ -86,7 +93,7 @@ def one_byte_per_character(source: str) -> bytes:
     return data
 
 
-def count_errors(root: Node) -> int:
+def count_errors(root: "Node") -> int:
     """Number of error nodes and of tokens that the parser had to make up."""
     if not root.has_error:
         return 0

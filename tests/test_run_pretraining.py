@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -120,6 +121,7 @@ def test_run_leaves_a_model_a_summary_and_a_plot(finished, dataset):
     output, printed = finished
     assert "parameters" in printed and "relation head" in printed
     assert "facts placed" in printed and "optimizer steps" in printed
+    assert re.search(r"layout +packed ", printed)
     summary = json.loads((output / "summary.json").read_text())
     rows = {(row["figure"], row["who"]): row["values"] for row in summary["table"]}
     assert rows[("MLM loss (nats)", "model")][0] == pytest.approx(summary["held_out"]["mlm_loss"])
