@@ -19,7 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..kg_extraction.annotations import RELATION_OF, Slot, find_slots, normalise_type
+from ..code_graph.annotations import RELATION_OF, Slot, find_slots
+from ..code_graph.type_names import normalise_type
 from ..kg_extraction.calibration import expected_calibration_error
 from .record import text_table, write_record
 
@@ -29,7 +30,7 @@ CALLEES = ("calls", "instantiates")
 
 NOTES = """
 A prediction is the best answer to one question; it counts where its probability reaches the threshold. `precision` is the
-share of these that are right: the same type up to spelling (`annotations.normalise_type`). `table` is the frequency table
+share of these that are right: the same type up to spelling (`type_names.normalise_type`). `table` is the frequency table
 at its own confidence; `table, same coverage` its most confident predictions, as many as the model made. `ece` is the
 expected calibration error over all questions (10 bins, best answer). "in candidates" is the share of hidden types that
 constrained decoding can answer at all; the table is not so bound.

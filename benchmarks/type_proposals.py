@@ -21,7 +21,8 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from ..kg_extraction.annotations import RELATION_OF, normalise_type
+from ..code_graph.annotations import RELATION_OF
+from ..code_graph.type_names import normalise_type
 from ..kg_extraction.type_proposals import Proposal, annotate_all
 from .kg_precision import RELATIONS, FrequencyTable, add_common, calibration_for, code_rows
 from .record import text_table, write_record

@@ -13,7 +13,7 @@ from pathlib import PurePosixPath
 from ..code_graph import ProjectIndex, Triple
 from ..code_graph.facts import DOTTED_NAME
 from ..code_graph.scopes import Symbol
-from .annotations import one_line
+from ..code_graph.type_names import one_line
 from .project import CodeFile
 
 _HOLDS = ("contains", "has_parameter", "has_field", "declares")

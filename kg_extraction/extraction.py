@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from ..code_graph.schema import RELATION_IDS, RELATION_NAMES
-from .annotations import normalise_type
+from ..code_graph.type_names import normalise_type
 from .calibration import Calibration
 from .candidates import HEAD_KINDS, TAIL_RELATIONS, Head, Names, Pair
 from .decoding import TailTrie, length_prior
@@ -61,7 +61,7 @@ class Answer:
         head: what was asked about.
         texts: the best spelling of each answer.
         scores: float `(answers,)`, log-probabilities; spellings of one type are one answer.
-        keys: what makes answers equal (`annotations.normalise_type` for types).
+        keys: what makes answers equal (`type_names.normalise_type` for types).
     """
 
     file: int

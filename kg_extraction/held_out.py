@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import numpy as np
 
+from ..code_graph.annotations import RELATION_OF, Slot, strip_annotations
 from ..code_graph.schema import RELATION_NAMES
-from .annotations import RELATION_OF, Slot, normalise_type, strip_annotations
+from ..code_graph.type_names import normalise_type
 from .calibration import Calibration, Example, calibrate
 from .candidates import TAIL_RELATIONS, Head
 from .decoding import length_prior
