@@ -173,7 +173,7 @@ def run(arguments: argparse.Namespace) -> dict:
 
     model, tokenizer = load_checkpoint(arguments.model)
     splits, _, _ = load_chain_graphs(arguments.calibrate)
-    calibration = calibration_for(arguments, model, tokenizer, splits["validation"], RELATIONS)
+    calibration = calibration_for(arguments, model, tokenizer, splits, RELATIONS)
     table = FrequencyTable(code_rows(splits["train"]))
     figures = {"checker": CHECKER, "sources": {}, "calibration": calibration.figures}
     options = Options(threshold=arguments.threshold, top_k=1)
@@ -181,7 +181,7 @@ def run(arguments: argparse.Namespace) -> dict:
         begin = time.perf_counter()
         read, _ = read_sources([spec], ReadOptions(cache_dir=arguments.cache_dir))
         files, hidden = without_annotations((file.project, file.path, file.language, file.text) for file in read)
-        extractor = Extractor(model, tokenizer, files, progress=True)
+        extractor = Extractor(model, tokenizer, files, progress=True, types=calibration.types)
         gold = {
             (number, slot.start, slot.kind): normalise_type(slot.annotation)
             for number, slots in enumerate(hidden)

@@ -125,12 +125,19 @@ def _read(specs: list[str], options: ReadOptions) -> tuple[list, list, dict[tupl
     return files, skipped, on_disk
 
 
+def _code_of(split) -> list[tuple[str, str, str, str]]:
+    """(project, path, language, code) of each file of a split."""
+    rows = split.select_columns(["project", "path", "language", "code"])
+    return [(row["project"], row["path"], row["language"], row["code"]) for row in rows]
+
+
 def _calibration(arguments: argparse.Namespace, model, tokenizer, modes, options: ReadOptions):
     from .calibration import Calibration
     from .held_out import fit_calibration
+    from .type_table import TypeTable
 
     if arguments.calibrate:
-        spec = arguments.calibrate
+        spec, types = arguments.calibrate, None
         if looks_local(spec) and (Path(spec) / "manifest.json").is_file():
             from ..chain_graphs.manifest import load_chain_graphs
 
@@ -139,8 +146,8 @@ def _calibration(arguments: argparse.Namespace, model, tokenizer, modes, options
                 raise ValueError(
                     f"--calibrate {spec}: the dataset has no validation split; give one that was built with one"
                 )
-            rows = splits["validation"].select_columns(["project", "path", "language", "code"])
-            files = [(row["project"], row["path"], row["language"], row["code"]) for row in rows]
+            files = _code_of(splits["validation"])
+            types = TypeTable.of(_code_of(splits["train"])) if "train" in splits else None
         else:
             files, _, _ = _read([spec if ":" in spec or spec == "stdlib" else f"dir:{spec}"], options)
         return fit_calibration(
@@ -153,6 +160,7 @@ def _calibration(arguments: argparse.Namespace, model, tokenizer, modes, options
             max_facts=arguments.calibration_facts,
             batch_size=arguments.batch_size,
             progress=True,
+            types=types,
         )
     beside = Path(arguments.model) / CALIBRATION_FILE
     path = arguments.calibration or (beside if beside.is_file() else None)
@@ -199,7 +207,7 @@ def run(arguments: argparse.Namespace) -> list[Path]:
     check_modes([*modes, *(["tail"] if wants_types else [])], model.config.mnm_target)
     calibration = _calibration(arguments, model, tokenizer, modes, reading)
     begin = time.perf_counter()
-    extractor = Extractor(model, tokenizer, files, arguments.batch_size, progress=True)
+    extractor = Extractor(model, tokenizer, files, arguments.batch_size, progress=True, types=calibration.types)
     facts = extractor.extract(arguments.relations, modes, calibration, options)
     output = Path(arguments.output)
     output.mkdir(parents=True, exist_ok=True)

@@ -162,7 +162,8 @@ class FileEntities:
     def tail(self, triple: Triple) -> str:
         """Full name of a triple's tail; the text of a type that is no single name."""
         if triple.relation in ("imports", "imported_from"):
-            return self._absolute(triple.tail)
+            # `from . import a` in a directory that is no package: the dot stays, an empty name would be none.
+            return self._absolute(triple.tail) or triple.tail
         if triple.relation in _TYPES:
             return self.type_name(triple.tail)
         if triple.relation in ("calls", "instantiates"):

@@ -73,7 +73,11 @@ def test_pretrain_push_and_load_by_name(dataset, tmp_path):
             assert_without_pickles(commit)
         assert {"summary.json", "loss.png", "manifest.json"} <= {*last["files"]}
         card = ModelCard(last["content"]["README.md"].decode())
-        snippet = re.search(r"```python\n(.*?)```", card.text, re.S)[1]
+        snippet, with_package = re.findall(r"```python\n(.*?)```", card.text, re.S)
+        # The second example goes on from the first, where the package is installed.
+        installed = subprocess.run([sys.executable, "-c", snippet + with_package], env=environment, **options)
+        assert installed.returncode == 0, installed.stderr[-3000:]
+        assert installed.stdout.splitlines()[-1] == "(2, 16)"
         assert 'name = "someone/tiny"' in snippet
         # -I: neither the working directory nor PYTHONPATH is searched.
         tampered, trace = tamper(output, tmp_path)
