@@ -28,11 +28,11 @@ from .kg_precision import RELATIONS, FrequencyTable, add_common, calibration_for
 from .record import text_table, write_record
 
 NOTES = """
-`proposed` are slots with an answer of probability from the threshold on; `written` those whose names can be resolved in the
-file, at most --max-proposals of the most probable. `errors` are those of the checker on the package without annotations, and
-with all written proposals at once. `accepted` is found by halving: a group that adds no error is accepted whole, others are
-split. The table gets as many proposals, its most confident ones whose names can be resolved.
-`says little` is the share of the accepted that are `Any` or `object`.
+`slots` are the annotations that were removed, `proposed` those with an answer of probability from the threshold on; `written`
+those whose names can be resolved in the file, at most --max-proposals of the most probable. `errors` are those of the
+checker on the package without annotations, and with all written proposals at once. `accepted` is found by halving: a group
+that adds no error is accepted whole, others are split. The table gets as many proposals for the same slots, its most
+confident ones whose names can be resolved. `says little` is the share of the accepted that are `Any` or `object`.
 """
 CHECKER = "pyrefly"
 
@@ -188,10 +188,11 @@ def run(arguments: argparse.Namespace) -> dict:
             for slot in slots
         }
         facts = extractor.extract(RELATIONS, ("tail",), calibration, options)
-        found, num_slots = proposals_of(facts, extractor)
+        # Both propose for the slots whose annotation was removed, and for no other.
+        found = [p for p in proposals_of(facts, extractor)[0] if (p.file, p.slot.start, p.slot.kind) in gold]
         proposals = resolvable(extractor, found, arguments.max_proposals)
         others = resolvable(extractor, table_proposals(extractor, hidden, table), len(proposals))
-        outcome = {"slots": num_slots, "proposed": len(found)}
+        outcome = {"slots": len(gold), "proposed": len(found)}
         for who, chosen in (("model", proposals), ("table", others)):
             with tempfile.TemporaryDirectory() as directory:
                 checker = Checker({file[1]: file[3] for file in files}, Path(directory))

@@ -20,10 +20,10 @@ _STYLE = """
 body { margin: 0; font: 14px/1.45 system-ui, sans-serif; display: grid; grid-template-columns: 1fr 22rem; height: 100vh; }
 #stage { position: relative; overflow: hidden; background: Canvas; }
 canvas { position: absolute; inset: 0; cursor: grab; }
-aside { border-left: 1px solid #8886; padding: .8rem 1rem; overflow-y: auto; }
+aside { border-left: 1px solid #8886; padding: .8rem 1rem; overflow: hidden auto; }
 h1 { font-size: 1rem; margin: 0 0 .3rem; } p { margin: .3rem 0; }
 input[type=search] { width: 100%; padding: .35rem .5rem; font: inherit; margin: .4rem 0; }
-fieldset { border: 1px solid #8886; border-radius: 6px; margin: .5rem 0; padding: .3rem .6rem; }
+fieldset { min-width: 0; border: 1px solid #8886; border-radius: 6px; margin: .5rem 0; padding: .3rem .6rem; }
 legend { font-size: .8rem; color: #888; }
 fieldset label { display: inline-block; margin-right: .7rem; white-space: nowrap; }
 .swatch { display: inline-block; width: .8em; height: .8em; border-radius: 2px; margin-right: .3em; }
@@ -187,12 +187,13 @@ canvas.addEventListener('pointerdown', e => {
 });
 canvas.addEventListener('pointermove', e => {
   if (!from) return;
+  moved_by_hand = true;
   moved += Math.abs(e.movementX) + Math.abs(e.movementY);
   dx = e.clientX - from[0]; dy = e.clientY - from[1]; requestAnimationFrame(draw);
 });
 canvas.addEventListener('pointerup', e => { from = null; if (moved < 4) tell(at(e)); });
 canvas.addEventListener('wheel', e => {
-  e.preventDefault();
+  e.preventDefault(); moved_by_hand = true;
   const r = canvas.getBoundingClientRect(), x = e.clientX - r.left, y = e.clientY - r.top, f = Math.exp(-e.deltaY / 400);
   dx = x - (x - dx) * f; dy = y - (y - dy) * f; scale *= f; requestAnimationFrame(draw);
 }, { passive: false });
@@ -208,8 +209,9 @@ document.getElementById('search').addEventListener('input', e => {
   draw();
 });
 document.querySelectorAll('aside input:not([type=search])').forEach(i => i.addEventListener('input', filter));
-document.getElementById('whole').addEventListener('click', () => { home(); tell(-1); });
-window.addEventListener('resize', () => { fit(); draw(); });
+document.getElementById('whole').addEventListener('click', () => { moved_by_hand = false; home(); tell(-1); });
+let moved_by_hand = false;
+window.addEventListener('resize', () => { fit(); if (!moved_by_hand) home(); draw(); if (!moved_by_hand) linked(); });
 // graph.html#module.Class opens at that name.
 function linked() {
   const name = decodeURIComponent(location.hash.slice(1)), i = name ? nodes.findIndex(n => n.n === name) : -1;
