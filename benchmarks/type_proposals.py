@@ -28,10 +28,10 @@ from .kg_precision import RELATIONS, FrequencyTable, add_common, calibration_for
 from .record import text_table, write_record
 
 NOTES = """
-`slots` are the annotations that were removed, `proposed` those with an answer of probability from the threshold on; `written`
-those whose names can be resolved in the file, at most --max-proposals of the most probable. `errors` are those of the
-checker on the package without annotations, and with all written proposals at once. `accepted` is found by halving: a group
-that adds no error is accepted whole, others are split. The table gets as many proposals for the same slots, its most
+`slots` are the annotations that were removed, `proposed` those with an answer whose probability reaches the threshold,
+`written` those whose names can be resolved in the file, at most --max-proposals of the most probable. `errors` are those of
+the checker on the package without annotations, and with all written proposals at once. `accepted` is found by halving: a
+group that adds no error is accepted whole, others are split. The table gets as many proposals for the same slots, its most
 confident ones whose names can be resolved. `says little` is the share of the accepted that are `Any` or `object`.
 """
 CHECKER = "pyrefly"
