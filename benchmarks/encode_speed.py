@@ -163,7 +163,11 @@ def main(argv: list[str] | None = None) -> int:
     checks = check_vectors(model, processor, texts)
     names = list(results[0]["functions_per_cpu_s"])
     table = text_table(
-        ["layers x width", "functions", "windows", "nodes each", "per token", *[f"{name}, per CPU s" for name in names], "ratio"],
+        [
+            *("layers x width", "functions", "windows", "nodes each", "per token"),
+            *[f"{name}, per CPU s" for name in names],
+            "ratio",
+        ],
         [
             [
                 f"{r['layers']} x {r['hidden_size']}", r["functions"], r["windows"], f"{r['nodes_per_window']:.0f}",
@@ -194,9 +198,9 @@ def main(argv: list[str] | None = None) -> int:
             table,
             "Functions of the standard library, evenly spread, in CPU seconds of one thread; medians of the rounds, in "
             "which the encoders take turns. RoBERTa has the checkpoint's weights, mean pooling, and the same windows of "
-            "at most 128 tokens; the ratio is its time over GraphMERT's with the graph, reading the code included. Nodes per token is the "
-            "work that the graph adds: with the same cost for each node the ratio would be one over it. The "
-            "second size is CodeBERT's, with random weights.",
+            "at most 128 tokens; the ratio is its time over GraphMERT's with the graph, reading the code included. Nodes "
+            "per token is the work that the graph adds: at the same cost for each node the ratio would be one over it. "
+            "The second size is CodeBERT's, with random weights.",
         )
     return 0
 
