@@ -298,7 +298,7 @@ def calibration_for(arguments: argparse.Namespace, model, tokenizer, splits, rel
 
     if arguments.calibration:
         return Calibration.load(Path(arguments.calibration))
-    return fit_calibration(
+    calibration = fit_calibration(
         model,
         tokenizer,
         code_rows(splits["validation"]),
@@ -309,6 +309,9 @@ def calibration_for(arguments: argparse.Namespace, model, tokenizer, splits, rel
         progress=True,
         types=TypeTable.of(code_rows(splits["train"])),
     )
+    if arguments.write_calibration:
+        calibration.save(Path(arguments.write_calibration))
+    return calibration
 
 
 def run(arguments: argparse.Namespace) -> dict:
@@ -411,6 +414,11 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     add("--calibrate", required=True, metavar="DIR", help="its training corpus: the validation split calibrates, the "
         "training split makes the frequency table")  # fmt: skip
     add("--calibration", metavar="FILE", help="use this calibration.json")
+    add(
+        "--write-calibration",
+        metavar="FILE",
+        help="keep the fitted calibration here, for --calibration of a later call",
+    )
     add("--calibration-facts", type=int, default=600, metavar="N", help="hidden facts of each relation (%(default)s)")
     add("--source", action="append", required=True, metavar="SPEC", help="held-out package; several may be given")
     add("--max-chars", type=int, default=1_000_000, metavar="N", help="text of each source (%(default)s)")
