@@ -51,7 +51,7 @@ With the package `graphmert` installed, the processor builds the graph from the 
 from graphmert import GraphMertProcessor
 
 processor = GraphMertProcessor.from_pretrained(name)
-code = ["def total(rows):\n    return sum(rows)\n", "def read(p):\n    return open(p).read()\n"]
+code = ["def total(rows):\\n    return sum(rows)\\n", "def read(p):\\n    return open(p).read()\\n"]
 outputs = model(**processor(code, language="python", return_tensors="pt"))
 vectors = model.encode(code, processor, normalize=True)
 print(vectors.shape)
