@@ -3,7 +3,7 @@
 Shape suffixes: B windows, N nodes, D hidden.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 POOLINGS = ("mean", "cls", "roots")
 # So many batches of texts are read ahead and sorted by length; more would only take memory.
 _BATCHES_READ_AHEAD = 64
+# 16 windows of 110 nodes: on two CPUs 10 % faster than batches of 32.
+_CPU_NODES = 1792
 
 
 def pool_windows(
@@ -44,6 +46,21 @@ def pool_windows(
     if pooling == "cls":
         return states_BND[:, 0] * weights_B[:, None], weights_B
     return (states_BND * mask_BN[:, :, None].to(states_BND.dtype)).sum(1), weights_B
+
+
+def cut_batches(lengths: Sequence[int], batch_size: int, most_nodes: int | None) -> Iterator[tuple[int, int]]:
+    """Cut windows, the longest first, into batches: (first, one past the last).
+
+    Args:
+        lengths: nodes of each window, falling.
+        batch_size: windows in a batch at most.
+        most_nodes: nodes of a batch with its padding at most, but at least one window; None for no bound.
+    """
+    start = 0
+    while start < len(lengths):
+        size = batch_size if most_nodes is None else max(1, min(batch_size, most_nodes // max(1, lengths[start])))
+        yield start, min(start + size, len(lengths))
+        start += size
 
 
 def check_pooling(pooling: str) -> None:
@@ -75,7 +92,7 @@ class CodeEmbeddingMixin:
         Args:
             texts: one text or many.
             processor: a `GraphMertProcessor`; or a plain fast tokenizer, which gives no graph.
-            batch_size: windows in a batch.
+            batch_size: windows in a batch at most; on a CPU batches are cut smaller where that is faster.
             pooling: "mean" over all nodes of the graph, "roots" over the text's own tokens, "cls" the first token's state.
             normalize: scale vectors to length 1.
             language: of all texts or of each, as in `GraphMertProcessor`; None for a text without a graph, such as a query
@@ -149,9 +166,12 @@ class CodeEmbeddingMixin:
         order = sorted(range(len(windows)), key=lambda index: -reader.length(windows[index]))
         was_training = self.training
         self.eval()
+        # On a CPU what a batch's layers hold must stay in the caches; beyond that a larger batch is slower.
+        most_nodes = _CPU_NODES if self.device.type == "cpu" else None
+        lengths = [reader.length(windows[index]) for index in order]
         try:
-            for start in range(0, len(order), batch_size):
-                chosen = order[start : start + batch_size]
+            for start, end in cut_batches(lengths, batch_size, most_nodes):
+                chosen = order[start:end]
                 inputs = reader.collate([windows[index] for index in chosen])
                 inputs = {name: value.to(self.device) for name, value in inputs.items()}
                 with torch.no_grad():

@@ -43,7 +43,21 @@ print(model(**inputs).last_hidden_state.mean(1).shape)
 Torch, transformers and safetensors are enough. `trust_remote_code=True` runs the Python files of this repository: read them
 first, and give `revision="COMMIT"` to load the ones that you have read. `AutoModelForMaskedLM`, `AutoModelForPreTraining`
 (token and relation predictions) and `AutoModelForSequenceClassification` load it too. Without a graph it is an encoder of up
-to {num_positions} code tokens; the package `graphmert` builds graphs from code.
+to {num_positions} code tokens.
+
+With the package `graphmert` installed, the processor builds the graph from the code:
+
+```python
+from graphmert import GraphMertProcessor
+
+processor = GraphMertProcessor.from_pretrained(name)
+code = ["def total(rows):\\n    return sum(rows)\\n", "def read(p):\\n    return open(p).read()\\n"]
+outputs = model(**processor(code, language="python", return_tensors="pt"))
+vectors = model.encode(code, processor, normalize=True)
+print(vectors.shape)
+```
+
+Code longer than {num_roots} tokens becomes several windows; `encode` gives one vector for each text all the same.
 
 ## Results on code that was not trained on
 

@@ -87,6 +87,7 @@ def measure(model: GraphMertModel, processor: GraphMertProcessor, texts: list[st
             run()
             seconds[name].append(time.process_time() - start)
     windows = processor.read_windows(texts)
+    num_tokens = sum(len(ids) + 2 for ids in tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"])
     nodes = [len(item["input_ids"]) + len(item["leaf_ids"]) for item in windows]
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     ratios = [
@@ -101,6 +102,7 @@ def measure(model: GraphMertModel, processor: GraphMertProcessor, texts: list[st
         "characters": sum(map(len, texts)),
         "windows": len(windows),
         "nodes_per_window": float(np.mean(nodes)),
+        "nodes_per_token": sum(nodes) / num_tokens,
         "roots_per_window": float(np.mean([len(item["input_ids"]) for item in windows])),
         "cpu_s": seconds,
         "functions_per_cpu_s": {name: len(texts) / value for name, value in medians.items()},
@@ -161,10 +163,15 @@ def main(argv: list[str] | None = None) -> int:
     checks = check_vectors(model, processor, texts)
     names = list(results[0]["functions_per_cpu_s"])
     table = text_table(
-        ["layers x width", "functions", "windows", "nodes each", *[f"{name}, per CPU s" for name in names], "ratio"],
+        [
+            *("layers x width", "functions", "windows", "nodes each", "per token"),
+            *[f"{name}, per CPU s" for name in names],
+            "ratio",
+        ],
         [
             [
                 f"{r['layers']} x {r['hidden_size']}", r["functions"], r["windows"], f"{r['nodes_per_window']:.0f}",
+                f"{r['nodes_per_token']:.2f}",
                 *[f"{r['functions_per_cpu_s'][name]:.1f}" for name in names], f"{r['ratio']:.2f}",
             ]
             for r in results
@@ -182,7 +189,7 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.record:
         given = ("functions", "timed", "timed_base", "rounds")
         options = " ".join(f"--{name.replace('_', '-')} {getattr(arguments, name)}" for name in given)
-        command = f"python -m graphmert.benchmarks.encode_speed --model runs/small {options}"
+        command = f"python -m graphmert.benchmarks.encode_speed --model {arguments.model} {options}"
         write_record(
             arguments.record,
             "Speed of embedding functions",
@@ -191,8 +198,9 @@ def main(argv: list[str] | None = None) -> int:
             table,
             "Functions of the standard library, evenly spread, in CPU seconds of one thread; medians of the rounds, in "
             "which the encoders take turns. RoBERTa has the checkpoint's weights, mean pooling, and the same windows of "
-            "at most 128 tokens; the ratio is its time over GraphMERT's with the graph, reading the code included. The "
-            "second size is CodeBERT's, with random weights.",
+            "at most 128 tokens; the ratio is its time over GraphMERT's with the graph, reading the code included. Nodes "
+            "per token is the work that the graph adds: at the same cost for each node the ratio would be one over it. "
+            "The second size is CodeBERT's, with random weights.",
         )
     return 0
 

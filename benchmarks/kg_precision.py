@@ -19,7 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..kg_extraction.annotations import RELATION_OF, Slot, find_slots, normalise_type
+from ..code_graph.annotations import RELATION_OF, Slot, find_slots
+from ..code_graph.type_names import normalise_type
 from ..kg_extraction.calibration import expected_calibration_error
 from .record import text_table, write_record
 
@@ -28,14 +29,20 @@ RELATIONS = ("has_type", "returns")
 CALLEES = ("calls", "instantiates")
 
 NOTES = """
-A prediction is the best answer to one question; it counts where its probability reaches the threshold. `precision` is the
-share of these that are right: the same type up to spelling (`annotations.normalise_type`). `table` is the frequency table
-at its own confidence; `table, same coverage` its most confident predictions, as many as the model made. `ece` is the
-expected calibration error over all questions (10 bins, best answer). "in candidates" is the share of hidden types that
-constrained decoding can answer at all; the table is not so bound.
+A prediction is the best answer to one question; it counts where its probability reaches the threshold. Precision (`p`) is
+the share of these that are right: the same type up to spelling (`type_names.normalise_type`); `n` is their number. `ece` is
+the expected calibration error over all questions (10 bins, best answer). `in cand.` is the share of hidden types that are
+among the answers; the frequency table is not so bound.
+
+Ways to answer: `model and table`, what `graphmert-extract` does (docs/KNOWLEDGE_GRAPH.md); `model`, without the table;
+`table, calibrated`, the same answers and the same fitting with the model left out, so that what the model adds is the
+difference of the first and this; `frequency table`, the type that the training split gives the name most often, at its
+relative frequency. `at model's n` are the most confident predictions of a baseline, as many as `model and table` makes at
+each threshold. Of answers that are equally confident the ones that stand first count.
 
 For `calls` and `instantiates` a fact at a time is hidden from the graph, its call stays in the text, and the other tails of
-the head are no answers; right is what the code graph states. `confirmed by jedi` is the share of the model's
+the head are no answers; right is what the code graph states. Half of these questions hide nothing, there every answer is
+wrong. The frequency table knows the callees of the project's other heads. `confirmed by jedi` is the share of the
 predictions from 0.5 on, of those jedi could resolve, whose callee jedi finds in the caller's body.
 """
 
@@ -85,14 +92,37 @@ def predictions_at(confidence: np.ndarray, correct: np.ndarray) -> dict:
 def at_same_coverage(counts: Sequence[int], confidence: np.ndarray, correct: np.ndarray) -> dict:
     """Precision of the most confident predictions, as many as `counts` says for each threshold."""
     order = np.argsort(-confidence, kind="stable")
-    return {
-        f"precision_at_{threshold}": float(correct[order[:count]].mean()) if count else None
-        for threshold, count in zip(THRESHOLDS, counts, strict=True)
-    }
+    figures = {}
+    for threshold, count in zip(THRESHOLDS, counts, strict=True):
+        figures[f"predicted_at_{threshold}"] = int(count)
+        figures[f"precision_at_{threshold}"] = float(correct[order[:count]].mean()) if count else None
+    return figures
+
+
+def figures_of(answers: dict[str, tuple[np.ndarray, np.ndarray]]) -> dict[str, dict]:
+    """Figures of each way to answer, and of each baseline at the coverage of the first.
+
+    Args:
+        answers: by way, confidence in the best answer of each question and whether it is right.
+    """
+    figures = {way: predictions_at(*found) for way, found in answers.items()}
+    first = next(iter(answers))
+    counts = [figures[first][f"predicted_at_{threshold}"] for threshold in THRESHOLDS]
+    others = {f"{way}, at model's n": at_same_coverage(counts, *answers[way]) for way in answers if way != first}
+    return figures | others
+
+
+def hidden_from_graph(extractor, hidden: Sequence[Sequence[Slot]]) -> tuple[list[Sequence[Slot]], int]:
+    """The hidden annotations without those of files whose graph still states a type, and the number of such files."""
+    left = [
+        file.language == "python" and any(triple.relation in RELATIONS for triple in file.graph.triples)
+        for file in extractor.corpus.files
+    ]
+    return [() if still else slots for slots, still in zip(hidden, left, strict=True)], sum(left)
 
 
 def measure_types(extractor, hidden: list[list[Slot]], table: FrequencyTable, calibration, limit: int) -> dict:
-    """Figures of the model and of the table for hidden annotations.
+    """Figures of the model and of the tables for hidden annotations.
 
     Args:
         extractor: over files without annotations.
@@ -104,7 +134,8 @@ def measure_types(extractor, hidden: list[list[Slot]], table: FrequencyTable, ca
     from ..kg_extraction.decoding import length_prior
     from ..kg_extraction.held_out import type_heads
 
-    figures = {}
+    hidden, num_left = hidden_from_graph(extractor, hidden)
+    figures = {"files_left_out": num_left}
     rng = np.random.default_rng(0)
     for relation in RELATIONS:
         heads = type_heads(extractor, hidden, relation)
@@ -113,32 +144,35 @@ def measure_types(extractor, hidden: list[list[Slot]], table: FrequencyTable, ca
         if not heads:
             continue
         prior = length_prior(calibration.length_counts.get(f"tail:{relation}"), extractor.corpus.leaves_per_root)
-        scaling = calibration.scaling("tail", relation)
         gold = {(number, head.start): normalise_type(text) for number, head, text in heads}
         answers = extractor.ask_tails(relation, [(number, head) for number, head, _ in heads], prior)
-        rows = []
+        ways = {
+            "model and table": calibration.scaling("tail", relation),
+            "model": calibration.scaling("tail", relation, "model"),
+            "table, calibrated": calibration.scaling("tail", relation, "table"),
+        }
+        rows: dict[str, list] = {way: [] for way in (*ways, "frequency table")}
+        ranks = []
         for answer in answers:
-            truth = gold[answer.file, answer.head.start]
-            probabilities = scaling.probabilities(answer.scores)
-            order = np.argsort(-probabilities, kind="stable")
-            place = answer.keys.index(truth) if truth in answer.keys else -1
-            rank = 1 + int((probabilities > probabilities[place]).sum()) if place >= 0 else 0
+            truth, known = gold[answer.file, answer.head.start], extractor.type_prior(relation, answer)
+            for way, scaling in ways.items():
+                probabilities = scaling.probabilities(answer.scores, known)
+                best = int(probabilities.argmax())
+                rows[way].append((probabilities[best], answer.keys[best] == truth))
+                if way == "model and table":
+                    place = answer.keys.index(truth) if truth in answer.keys else -1
+                    ranks.append(1 + int((probabilities > probabilities[place]).sum()) if place >= 0 else 0)
             guess, share = table.predict(relation, answer.head.name)
-            is_right, is_hit = answer.keys[order[0]] == truth, normalise_type(guess) == truth
-            rows.append((probabilities[order[0]], is_right, rank, share, is_hit))
-        confidence, correct, ranks, shares, hits = map(np.array, zip(*rows, strict=True))
-        model = predictions_at(confidence, correct.astype(bool))
-        counts = [model[f"predicted_at_{threshold}"] for threshold in THRESHOLDS]
-        figures[relation] = {
-            "model": model
-            | {
-                "in_candidates": float((ranks > 0).mean()),
-                "in_top_5": float(((ranks > 0) & (ranks <= 5)).mean()),
-                "mrr": float(np.where(ranks > 0, 1 / np.maximum(ranks, 1), 0).mean()),
-                "candidates": float(np.mean([len(answer.keys) for answer in answers])),
-            },
-            "table": predictions_at(shares, hits.astype(bool)),
-            "table_same_coverage": at_same_coverage(counts, shares, hits.astype(bool)),
+            rows["frequency table"].append((share, normalise_type(guess) == truth))
+        found = {way: tuple(map(np.array, zip(*values, strict=True))) for way, values in rows.items()}
+        figures[relation] = figures_of(found)
+        ranks = np.array(ranks)
+        figures[relation]["model and table"] |= {
+            "in_candidates": float((ranks > 0).mean()),
+            "in_top_5": float(((ranks > 0) & (ranks <= 5)).mean()),
+            "mrr": float(np.where(ranks > 0, 1 / np.maximum(ranks, 1), 0).mean()),
+            "candidates": float(np.mean([len(answer.keys) for answer in answers])),
+            "without_window": len(heads) - len(answers),
         }
     return figures
 
@@ -153,18 +187,48 @@ def measure_callees(extractor, calibration, limit: int) -> tuple[dict, list]:
         answers, gold = tail_questions(extractor, relation, limit, calibration.length_counts.get(f"tail:{relation}"))
         if not answers:
             continue
-        scaling = calibration.scaling("tail", relation)
-        confidence, correct = top_answers([example for example, _ in answers], scaling)
-        # The most frequent callee of the project, by its share: what a table knows without the text.
-        counts = Counter(tail for tail in gold if tail) or Counter([""])
-        text, count = min(counts.items(), key=lambda item: (-item[1], item[0]))
-        shares, hits = np.full(len(gold), count / len(gold)), np.array([tail == text for tail in gold])
-        model = predictions_at(confidence, correct)
-        figures[relation] = {"model": model, "table": predictions_at(shares, hits)}
+        confidence, correct = top_answers([example for example, _ in answers], calibration.scaling("tail", relation))
+        stated = [
+            (number, triple.head_start, triple.tail)
+            for number, file in enumerate(extractor.corpus.files)
+            for triple in file.graph.triples
+            if triple.relation == relation and not triple.is_use
+        ]
+        shares, hits = callee_table(stated, [(answer.file, answer.head.start) for _, answer in answers], gold)
+        figures[relation] = figures_of({"model": (confidence, correct), "frequency table": (shares, hits)})
         for (example, answer), sure in zip(answers, confidence, strict=True):
             if sure >= THRESHOLDS[0]:
                 predicted.append((answer.file, answer.head, answer.texts[int(np.argmax(example.scores))]))
     return figures, predicted
+
+
+def callee_table(
+    stated: Sequence[tuple[int, int, str]], heads: Sequence[tuple[int, int]], gold: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray]:
+    """What counting alone answers: the callee that most of the other heads have and that this head is not known to have.
+
+    Args:
+        stated: (file, start of the head, tail) of each fact.
+        heads: (file, start) of each question.
+        gold: the right tail of each, "" where nothing is hidden.
+
+    Returns:
+        Confidence, the share of the other heads with that callee, and whether it is right.
+    """
+    of_head: dict[tuple[int, int], set[str]] = defaultdict(set)
+    for number, start, tail in stated:
+        of_head[number, start].add(tail)
+    counts = Counter(tail for tails in of_head.values() for tail in tails)
+    ranked = sorted(counts, key=lambda tail: (-counts[tail], tail))
+    shares, hits = [], []
+    for head, tail in zip(heads, gold, strict=True):
+        own = of_head[head]
+        # The hidden one is not known; it counts for this head's own fact no more than for the others.
+        known = own - {tail}
+        best = next((name for name in ranked if name not in known and counts[name] > (name in own)), "")
+        shares.append((counts[best] - (best in own)) / max(1, len(of_head) - 1))
+        hits.append(bool(tail) and best == tail)
+    return np.array(shares), np.array(hits)
 
 
 def confirm_with_jedi(extractor, predicted: list, limit: int) -> dict:
@@ -226,18 +290,28 @@ def code_rows(split) -> list[tuple[str, str, str, str]]:
     return [(row["project"], row["path"], row["language"], row["code"]) for row in rows]
 
 
-def calibration_for(arguments: argparse.Namespace, model, tokenizer, split, relations: tuple[str, ...]):
-    """The calibration that the arguments name, or one that is fitted on facts hidden in a split."""
+def calibration_for(arguments: argparse.Namespace, model, tokenizer, splits, relations: tuple[str, ...]):
+    """The calibration that the arguments name, or one that is fitted on facts hidden in the validation split."""
     from ..kg_extraction.calibration import Calibration
     from ..kg_extraction.held_out import fit_calibration
+    from ..kg_extraction.type_table import TypeTable
 
     if arguments.calibration:
         return Calibration.load(Path(arguments.calibration))
-    where = "validation split of the training corpus"
-    limit = arguments.calibration_facts
-    return fit_calibration(
-        model, tokenizer, code_rows(split), where, ("tail",), relations, max_facts=limit, progress=True
+    calibration = fit_calibration(
+        model,
+        tokenizer,
+        code_rows(splits["validation"]),
+        "validation split of the training corpus",
+        ("tail",),
+        relations,
+        max_facts=arguments.calibration_facts,
+        progress=True,
+        types=TypeTable.of(code_rows(splits["train"])),
     )
+    if arguments.write_calibration:
+        calibration.save(Path(arguments.write_calibration))
+    return calibration
 
 
 def run(arguments: argparse.Namespace) -> dict:
@@ -251,7 +325,7 @@ def run(arguments: argparse.Namespace) -> dict:
 
     model, tokenizer = load_checkpoint(arguments.model)
     splits, manifest, _ = load_chain_graphs(arguments.calibrate)
-    calibration = calibration_for(arguments, model, tokenizer, splits["validation"], (*RELATIONS, *CALLEES))
+    calibration = calibration_for(arguments, model, tokenizer, splits, (*RELATIONS, *CALLEES))
     table = FrequencyTable(code_rows(splits["train"]))
     trained = {project for split in manifest["splits"].values() for project in split["projects"]}
     figures = {"sources": {}, "calibration": calibration.figures}
@@ -267,7 +341,11 @@ def run(arguments: argparse.Namespace) -> dict:
         files = choose_files(files, arguments.max_chars)
         stripped, hidden = without_annotations(files)
         found = measure_types(
-            Extractor(model, tokenizer, stripped, progress=True), hidden, table, calibration, arguments.max_questions
+            Extractor(model, tokenizer, stripped, progress=True, types=calibration.types),
+            hidden,
+            table,
+            calibration,
+            arguments.max_questions,
         )
         plain = Extractor(model, tokenizer, files, progress=True)
         callees, predicted = measure_callees(plain, calibration, arguments.max_questions // 2)
@@ -281,11 +359,8 @@ def table_of(figures: dict) -> str:
     rows = []
     for spec, found in figures["sources"].items():
         for relation in (*RELATIONS, *CALLEES):
-            for who in ("model", "table", "table_same_coverage"):
-                values = found.get(relation, {}).get(who)
-                if values is None:
-                    continue
-                row = [f"{spec} {relation} {who.replace('_', ' ')}"]
+            for who, values in found.get(relation, {}).items():
+                row = [f"{spec} {relation} {who}"]
                 row += [
                     values.get("questions"),
                     values.get("accuracy"),
@@ -339,6 +414,11 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     add("--calibrate", required=True, metavar="DIR", help="its training corpus: the validation split calibrates, the "
         "training split makes the frequency table")  # fmt: skip
     add("--calibration", metavar="FILE", help="use this calibration.json")
+    add(
+        "--write-calibration",
+        metavar="FILE",
+        help="keep the fitted calibration here, for --calibration of a later call",
+    )
     add("--calibration-facts", type=int, default=600, metavar="N", help="hidden facts of each relation (%(default)s)")
     add("--source", action="append", required=True, metavar="SPEC", help="held-out package; several may be given")
     add("--max-chars", type=int, default=1_000_000, metavar="N", help="text of each source (%(default)s)")

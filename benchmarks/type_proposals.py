@@ -21,17 +21,18 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from ..kg_extraction.annotations import RELATION_OF, normalise_type
+from ..code_graph.annotations import RELATION_OF
+from ..code_graph.type_names import normalise_type
 from ..kg_extraction.type_proposals import Proposal, annotate_all
 from .kg_precision import RELATIONS, FrequencyTable, add_common, calibration_for, code_rows
 from .record import text_table, write_record
 
 NOTES = """
-`proposed` are slots with an answer of probability from the threshold on; `written` those whose names can be resolved in the
-file, at most --max-proposals of the most probable. `errors` are those of the checker on the package without annotations, and
-with all written proposals at once. `accepted` is found by halving: a group that adds no error is accepted whole, others are
-split. The table gets as many proposals, its most confident ones whose names can be resolved.
-`says little` is the share of the accepted that are `Any` or `object`.
+`slots` are the annotations that were removed, `proposed` those with an answer whose probability reaches the threshold,
+`written` those whose names can be resolved in the file, at most --max-proposals of the most probable. `errors` are those of
+the checker on the package without annotations, and with all written proposals at once. `accepted` is found by halving: a
+group that adds no error is accepted whole, others are split. The table gets as many proposals for the same slots, its most
+confident ones whose names can be resolved. `says little` is the share of the accepted that are `Any` or `object`.
 """
 CHECKER = "pyrefly"
 
@@ -172,7 +173,7 @@ def run(arguments: argparse.Namespace) -> dict:
 
     model, tokenizer = load_checkpoint(arguments.model)
     splits, _, _ = load_chain_graphs(arguments.calibrate)
-    calibration = calibration_for(arguments, model, tokenizer, splits["validation"], RELATIONS)
+    calibration = calibration_for(arguments, model, tokenizer, splits, RELATIONS)
     table = FrequencyTable(code_rows(splits["train"]))
     figures = {"checker": CHECKER, "sources": {}, "calibration": calibration.figures}
     options = Options(threshold=arguments.threshold, top_k=1)
@@ -180,17 +181,18 @@ def run(arguments: argparse.Namespace) -> dict:
         begin = time.perf_counter()
         read, _ = read_sources([spec], ReadOptions(cache_dir=arguments.cache_dir))
         files, hidden = without_annotations((file.project, file.path, file.language, file.text) for file in read)
-        extractor = Extractor(model, tokenizer, files, progress=True)
+        extractor = Extractor(model, tokenizer, files, progress=True, types=calibration.types)
         gold = {
             (number, slot.start, slot.kind): normalise_type(slot.annotation)
             for number, slots in enumerate(hidden)
             for slot in slots
         }
         facts = extractor.extract(RELATIONS, ("tail",), calibration, options)
-        found, num_slots = proposals_of(facts, extractor)
+        # Both propose for the slots whose annotation was removed, and for no other.
+        found = [p for p in proposals_of(facts, extractor)[0] if (p.file, p.slot.start, p.slot.kind) in gold]
         proposals = resolvable(extractor, found, arguments.max_proposals)
         others = resolvable(extractor, table_proposals(extractor, hidden, table), len(proposals))
-        outcome = {"slots": num_slots, "proposed": len(found)}
+        outcome = {"slots": len(gold), "proposed": len(found)}
         for who, chosen in (("model", proposals), ("table", others)):
             with tempfile.TemporaryDirectory() as directory:
                 checker = Checker({file[1]: file[3] for file in files}, Path(directory))

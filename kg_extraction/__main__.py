@@ -11,21 +11,24 @@ from pathlib import Path
 from ..chain_graphs.sources import DEFAULT_CACHE_DIR, DirectorySource, ReadOptions, looks_local, parse_source
 from .export import FORMATS, check_formats, write_formats
 
+PROGRAM = "graphmert-extract"
 RUN_FILE, CALIBRATION_FILE = "run.json", "calibration.json"
+_REQUIRED = ("model", "source", "output")
 
 
 def make_parser() -> argparse.ArgumentParser:
     """The command's options."""
     parser = argparse.ArgumentParser(
-        prog="python -m graphmert.kg_extraction",
+        prog=PROGRAM,
         description="Read the knowledge graph of source code: facts that the parser sees, and facts that a trained "
         "GraphMERT fills in, each with its probability and its places. docs/KNOWLEDGE_GRAPH.md explains both.",
     )
     add = parser.add_argument
-    add("--model", required=True, metavar="DIR", help="checkpoint directory that run_pretraining.py made")
-    add("--source", required=True, action="append", metavar="SPEC", help="code to read; may be given several times: "
+    add("--config", metavar="FILE", help="YAML or JSON file of options; options on the command line come before it")
+    add("--model", metavar="DIR_OR_ID", help="a checkpoint: a directory, or its name on the Hub; no code of it is run")
+    add("--source", action="append", metavar="SPEC", help="code to read; may be given several times: "
         "dir:PATH, pypi:NAME==VERSION, stdlib, hf:PATH_OR_ID,text_column=NAME")  # fmt: skip
-    add("--output", required=True, metavar="DIR", help="where the graph goes")
+    add("--output", metavar="DIR", help="where the graph goes")
     add("--relations", metavar="A,B", help="only these relations, for example has_type,returns; default: all")
     add("--modes", metavar="A,B", help="relation: which relation do two names have that stand near each other; tail: "
         "which name completes head and relation. Default: what the checkpoint was trained for")  # fmt: skip
@@ -77,6 +80,62 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line and the configuration file, whose values are the parser's defaults.
+
+    Raises:
+        ValueError: a file that cannot be used, or an option that is missing.
+    """
+    parser = make_parser()
+    config = parser.parse_args(argv).config
+    if config:
+        parser.set_defaults(**_read_config(Path(config), parser))
+        # Sources of the command line come in place of the file's, not on top of them.
+        sources = parser.get_default("source")
+        parser.set_defaults(source=None)
+        arguments = parser.parse_args(argv)
+        arguments.source = arguments.source or sources
+    else:
+        arguments = parser.parse_args(argv)
+    missing = [f"--{name}" for name in _REQUIRED if not getattr(arguments, name)]
+    if missing:
+        raise ValueError(f"{', '.join(missing)} missing; {PROGRAM} --help explains every option")
+    return arguments
+
+
+def _read_config(path: Path, parser: argparse.ArgumentParser) -> dict:
+    """Options from a YAML or JSON file, checked like those of the command line; lists may be written as lists."""
+    import yaml
+
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeError, yaml.YAMLError) as error:
+        raise ValueError(f"--config {path}: cannot be read ({' '.join(str(error).split())})") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"--config {path}: must hold options by name, such as `model: runs/small`")
+    actions = {action.dest: action for action in parser._actions if action.dest not in ("help", "config")}
+    checked = {}
+    for key, value in values.items():
+        name = str(key).replace("-", "_")
+        if name not in actions:
+            raise ValueError(f"--config {path}: unknown option {key!r}; the options are {', '.join(actions)}")
+        action = actions[name]
+        if name == "source":
+            value = value if isinstance(value, list) else [value]
+            fits = bool(value) and all(isinstance(item, str) for item in value)
+        elif action.nargs == 0:
+            fits = isinstance(value, bool)
+        else:
+            value = ",".join(map(str, value)) if isinstance(value, list) else value
+            kind = action.type if action.type in (int, float) else str
+            fits = isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool)
+            value = action.type(value) if fits and action.type else value
+        if not fits:
+            raise ValueError(f"--config {path}: {name} cannot be {value!r}")
+        checked[name] = value
+    return checked
+
+
 def _split(text: str | None) -> list[str] | None:
     return None if text is None else [part.strip() for part in text.split(",") if part.strip()]
 
@@ -125,12 +184,19 @@ def _read(specs: list[str], options: ReadOptions) -> tuple[list, list, dict[tupl
     return files, skipped, on_disk
 
 
+def _code_of(split) -> list[tuple[str, str, str, str]]:
+    """(project, path, language, code) of each file of a split."""
+    rows = split.select_columns(["project", "path", "language", "code"])
+    return [(row["project"], row["path"], row["language"], row["code"]) for row in rows]
+
+
 def _calibration(arguments: argparse.Namespace, model, tokenizer, modes, options: ReadOptions):
     from .calibration import Calibration
     from .held_out import fit_calibration
+    from .type_table import TypeTable
 
     if arguments.calibrate:
-        spec = arguments.calibrate
+        spec, types = arguments.calibrate, None
         if looks_local(spec) and (Path(spec) / "manifest.json").is_file():
             from ..chain_graphs.manifest import load_chain_graphs
 
@@ -139,8 +205,8 @@ def _calibration(arguments: argparse.Namespace, model, tokenizer, modes, options
                 raise ValueError(
                     f"--calibrate {spec}: the dataset has no validation split; give one that was built with one"
                 )
-            rows = splits["validation"].select_columns(["project", "path", "language", "code"])
-            files = [(row["project"], row["path"], row["language"], row["code"]) for row in rows]
+            files = _code_of(splits["validation"])
+            types = TypeTable.of(_code_of(splits["train"])) if "train" in splits else None
         else:
             files, _, _ = _read([spec if ":" in spec or spec == "stdlib" else f"dir:{spec}"], options)
         return fit_calibration(
@@ -153,8 +219,9 @@ def _calibration(arguments: argparse.Namespace, model, tokenizer, modes, options
             max_facts=arguments.calibration_facts,
             batch_size=arguments.batch_size,
             progress=True,
+            types=types,
         )
-    beside = Path(arguments.model) / CALIBRATION_FILE
+    beside = Path(arguments.checkpoint) / CALIBRATION_FILE
     path = arguments.calibration or (beside if beside.is_file() else None)
     if path is None:
         print(
@@ -180,7 +247,7 @@ def run(arguments: argparse.Namespace) -> list[Path]:
     import torch
 
     from .extraction import Extractor, Options
-    from .scoring import check_modes, load_checkpoint, modes_of
+    from .scoring import check_modes, fetch_checkpoint, load_checkpoint, modes_of
 
     _check(arguments)
     options = Options(
@@ -193,18 +260,23 @@ def run(arguments: argparse.Namespace) -> list[Path]:
         torch.set_num_threads(arguments.num_threads)
     reading = ReadOptions(include_tests=arguments.include_tests, cache_dir=arguments.cache_dir)
     files, skipped, on_disk = _read(arguments.source, reading)
-    model, tokenizer = load_checkpoint(arguments.model, arguments.device)
+    arguments.checkpoint = fetch_checkpoint(arguments.model)
+    model, tokenizer = load_checkpoint(arguments.checkpoint, arguments.device)
     modes = tuple(arguments.modes or modes_of(model.config.mnm_target))
     wants_types = bool(arguments.write_patch or arguments.write_stubs)
     check_modes([*modes, *(["tail"] if wants_types else [])], model.config.mnm_target)
     calibration = _calibration(arguments, model, tokenizer, modes, reading)
     begin = time.perf_counter()
-    extractor = Extractor(model, tokenizer, files, arguments.batch_size, progress=True)
+    extractor = Extractor(model, tokenizer, files, arguments.batch_size, progress=True, types=calibration.types)
     facts = extractor.extract(arguments.relations, modes, calibration, options)
     output = Path(arguments.output)
     output.mkdir(parents=True, exist_ok=True)
     record = {
-        "arguments": {key: str(value) if isinstance(value, Path) else value for key, value in vars(arguments).items()},
+        "arguments": {
+            key: str(value) if isinstance(value, Path) else value
+            for key, value in vars(arguments).items()
+            if key != "checkpoint"
+        },
         "options": asdict(options),
         "modes": modes,
         "files": len(files),
@@ -234,19 +306,27 @@ def run(arguments: argparse.Namespace) -> list[Path]:
         )
     if wants_types:
         print("type proposals: " + ", ".join(f"{key} {value}" for key, value in record["type_proposals"].items()))
+        if not record["type_proposals"]["written"]:
+            print(
+                f"nothing was proposed: no parameter or return lacks an annotation, or no type reached --threshold "
+                f"{options.threshold}"
+            )
     return written
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; a mistake of the user's is one line on standard error and exit code 2."""
-    arguments = make_parser().parse_args(argv)
-    for name in ("relations", "modes", "formats"):
-        setattr(arguments, name, _split(getattr(arguments, name)))
     try:
+        arguments = parse_arguments(argv)
+        for name in ("relations", "modes", "formats"):
+            setattr(arguments, name, _split(getattr(arguments, name)))
         run(arguments)
     except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"{PROGRAM}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(f"{PROGRAM}: stopped", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -6,8 +6,8 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from .annotations import PARAMETER as PARAMETER_SLOT
-from .annotations import RELATION_OF, Slot, find_slots
+from ..code_graph.annotations import PARAMETER as PARAMETER_SLOT
+from ..code_graph.annotations import RELATION_OF, Slot, find_slots
 from .entities import CLASS, FIELD, FUNCTION, IMPORTED, PARAMETER, VARIABLE, FileEntities
 from .project import Corpus
 

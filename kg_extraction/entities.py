@@ -13,7 +13,7 @@ from pathlib import PurePosixPath
 from ..code_graph import ProjectIndex, Triple
 from ..code_graph.facts import DOTTED_NAME
 from ..code_graph.scopes import Symbol
-from .annotations import one_line
+from ..code_graph.type_names import one_line
 from .project import CodeFile
 
 _HOLDS = ("contains", "has_parameter", "has_field", "declares")
@@ -162,7 +162,8 @@ class FileEntities:
     def tail(self, triple: Triple) -> str:
         """Full name of a triple's tail; the text of a type that is no single name."""
         if triple.relation in ("imports", "imported_from"):
-            return self._absolute(triple.tail)
+            # `from . import a` in a directory that is no package: the dot stays, an empty name would be none.
+            return self._absolute(triple.tail) or triple.tail
         if triple.relation in _TYPES:
             return self.type_name(triple.tail)
         if triple.relation in ("calls", "instantiates"):

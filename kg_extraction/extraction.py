@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from ..code_graph.schema import RELATION_IDS, RELATION_NAMES
-from .annotations import normalise_type
+from ..code_graph.type_names import normalise_type
 from .calibration import Calibration
 from .candidates import HEAD_KINDS, TAIL_RELATIONS, Head, Names, Pair
 from .decoding import TailTrie, length_prior
@@ -20,6 +20,7 @@ from .facts import EXTRACTED, PARSER, PREDICTED, Fact, Place, merge
 from .project import Corpus
 from .questions import Question
 from .scoring import RELATION_MODE, TAIL_MODE, Scorer, check_modes, modes_of
+from .type_table import TypeTable
 
 TYPE_RELATIONS = ("has_type", "returns")
 MAX_PLACES = 3
@@ -61,7 +62,7 @@ class Answer:
         head: what was asked about.
         texts: the best spelling of each answer.
         scores: float `(answers,)`, log-probabilities; spellings of one type are one answer.
-        keys: what makes answers equal (`annotations.normalise_type` for types).
+        keys: what makes answers equal (`type_names.normalise_type` for types).
     """
 
     file: int
@@ -111,6 +112,7 @@ class Extractor:
         files: (project, path, language, text) of each file.
         batch_size: questions in one forward pass.
         progress: show progress bars on a terminal.
+        types: declared types of the training corpus: more types to choose from, and a prior over them.
 
     Attributes:
         counts: what was asked, and what was left out and why.
@@ -123,9 +125,10 @@ class Extractor:
         files: Iterable[tuple[str, str, str, str]],
         batch_size: int = 32,
         progress: bool = False,
+        types: TypeTable | None = None,
     ):
         config = model.config
-        self.mnm_target = config.mnm_target
+        self.mnm_target, self.types = config.mnm_target, types
         self.corpus = Corpus(files, tokenizer, config.num_roots, config.leaves_per_root)
         self.entities = [FileEntities(file, self.corpus.indices.get(file.project)) for file in self.corpus.files]
         self.names = Names(self.corpus, self.entities)
@@ -187,9 +190,18 @@ class Extractor:
         if key not in self._tries:
             if len(self._tries) > 64:
                 self._tries.clear()
-            trie = TailTrie(self.names.tails(number, relation), self.corpus.encode, self.corpus.leaves_per_root)
+            names = self.names.tails(number, relation)
+            if self.types is not None:
+                names = [*names, *self.types.spellings.get(relation, ())]
+            trie = TailTrie(names, self.corpus.encode, self.corpus.leaves_per_root)
             self._tries[key] = (trie, Grouping(trie.names, relation))
         return self._tries[key]
+
+    def type_prior(self, relation: str, answer: Answer) -> np.ndarray | None:
+        """What the table of types says of each answer, float `(answers,)`; None without a table, and for other relations."""
+        if self.types is None or relation not in TYPE_RELATIONS:
+            return None
+        return self.types.log_prior(relation, answer.head, answer.keys)
 
     def question_at(
         self, number: int, start: int, end: int, relation: int, leaf=(), hidden=frozenset()
@@ -269,7 +281,7 @@ class Extractor:
         for answer in self.ask_tails(relation, heads, prior):
             known = self.entities[answer.file]
             answer = answer.without(self.stated_tails(answer.file, relation, answer.head))
-            probabilities = scaling.probabilities(answer.scores)
+            probabilities = scaling.probabilities(answer.scores, self.type_prior(relation, answer))
             for rank, best in enumerate(np.argsort(-probabilities, kind="stable")[: options.top_k].tolist(), 1):
                 if probabilities[best] < options.threshold:
                     break

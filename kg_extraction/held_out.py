@@ -6,14 +6,16 @@ from dataclasses import replace
 
 import numpy as np
 
+from ..code_graph.annotations import RELATION_OF, Slot, strip_annotations
 from ..code_graph.schema import RELATION_NAMES
-from .annotations import RELATION_OF, Slot, normalise_type, strip_annotations
+from ..code_graph.type_names import normalise_type
 from .calibration import Calibration, Example, calibrate
 from .candidates import TAIL_RELATIONS, Head
 from .decoding import length_prior
 from .entities import CLASS
 from .extraction import TYPE_RELATIONS, Answer, Extractor, Options
 from .scoring import RELATION_MODE, TAIL_MODE
+from .type_table import TypeTable
 
 File = tuple[str, str, str, str]
 
@@ -57,8 +59,8 @@ def _sample(items: list, limit: int, seed: int) -> list:
     return [items[k] for k in chosen]
 
 
-def _example(answer: Answer, gold: str) -> Example:
-    return Example(answer.scores, answer.keys.index(gold) if gold in answer.keys else -1, answer.file)
+def _example(answer: Answer, gold: str, prior: np.ndarray | None = None) -> Example:
+    return Example(answer.scores, answer.keys.index(gold) if gold in answer.keys else -1, answer.file, prior)
 
 
 def type_examples(
@@ -83,7 +85,11 @@ def type_examples(
     asked = _sample(heads, limit, seed)
     gold = {(number, head.start): normalise_type(text) for number, head, text in asked}
     answers = extractor.ask_tails(relation, [(n, head) for n, head, _ in asked], length_prior(lengths, longest))
-    return [_example(answer, gold[answer.file, answer.head.start]) for answer in answers], lengths
+    examples = [
+        _example(answer, gold[answer.file, answer.head.start], extractor.type_prior(relation, answer))
+        for answer in answers
+    ]
+    return examples, lengths
 
 
 def tail_questions(
@@ -170,6 +176,7 @@ def fit_calibration(
     batch_size: int = 32,
     progress: bool = False,
     seed: int = 0,
+    types: TypeTable | None = None,
 ) -> Calibration:
     """Fit a calibration on facts that are hidden from the model.
 
@@ -186,19 +193,20 @@ def fit_calibration(
         max_chars: of the files' text, at most; a random choice of files.
         batch_size, progress: as in `Extractor`.
         seed: of all choices.
+        types: declared types of the training corpus, to be combined with the model's answers; None to leave them out.
 
     Raises:
         ValueError: the files hold not one fact to hide.
     """
     files = choose_files(files, max_chars, seed)
-    calibration = Calibration(source=source)
+    calibration = Calibration(source=source, types=types)
     examples: dict[str, list[Example]] = {}
     tail_relations = [name for name in (relations or TAIL_RELATIONS) if name in TAIL_RELATIONS]
-    types = [name for name in tail_relations if name in TYPE_RELATIONS]
-    if TAIL_MODE in modes and types:
+    type_relations = [name for name in tail_relations if name in TYPE_RELATIONS]
+    if TAIL_MODE in modes and type_relations:
         stripped, hidden = without_annotations(files)
-        blind = Extractor(model, tokenizer, stripped, batch_size, progress)
-        for relation in types:
+        blind = Extractor(model, tokenizer, stripped, batch_size, progress, types)
+        for relation in type_relations:
             key = f"{TAIL_MODE}:{relation}"
             examples[key], calibration.length_counts[key] = type_examples(blind, hidden, relation, max_facts, seed)
     others = [name for name in tail_relations if name not in TYPE_RELATIONS] if TAIL_MODE in modes else []

@@ -5,6 +5,8 @@ import math
 from html import escape
 from pathlib import Path
 
+import numpy as np
+
 from ..code_graph.schema import RELATION_NAMES
 from .export import entity_kinds
 from .facts import PREDICTED, Fact
@@ -18,14 +20,18 @@ _STYLE = """
 body { margin: 0; font: 14px/1.45 system-ui, sans-serif; display: grid; grid-template-columns: 1fr 22rem; height: 100vh; }
 #stage { position: relative; overflow: hidden; background: Canvas; }
 canvas { position: absolute; inset: 0; cursor: grab; }
-aside { border-left: 1px solid #8886; padding: .8rem 1rem; overflow-y: auto; }
+aside { border-left: 1px solid #8886; padding: .8rem 1rem; overflow: hidden auto; }
 h1 { font-size: 1rem; margin: 0 0 .3rem; } p { margin: .3rem 0; }
 input[type=search] { width: 100%; padding: .35rem .5rem; font: inherit; margin: .4rem 0; }
-fieldset { border: 1px solid #8886; border-radius: 6px; margin: .5rem 0; padding: .3rem .6rem; }
+fieldset { min-width: 0; border: 1px solid #8886; border-radius: 6px; margin: .5rem 0; padding: .3rem .6rem; }
 legend { font-size: .8rem; color: #888; }
 fieldset label { display: inline-block; margin-right: .7rem; white-space: nowrap; }
 .swatch { display: inline-block; width: .8em; height: .8em; border-radius: 2px; margin-right: .3em; }
 #shown { color: #888; }
+.kind { display: inline-block; margin-right: .8rem; }
+.kind::before { content: ""; display: inline-block; width: .7em; height: .7em; border-radius: 50%; background: var(--c);
+  margin-right: .35em; }
+fieldset label { padding: .05rem 0; } button { font: inherit; margin-top: .3rem; }
 .fact { border-left: 3px solid var(--c); padding: .15rem .5rem; margin: .4rem 0; overflow-wrap: anywhere; }
 .fact small { color: #888; display: block; }
 #hits div { cursor: pointer; padding: .05rem .3rem; overflow-wrap: anywhere; } #hits div:hover { background: #8883; }
@@ -37,7 +43,10 @@ const data = JSON.parse(document.getElementById('data').textContent);
 const nodes = data.nodes, edges = data.edges;
 const canvas = document.querySelector('canvas'), pen = canvas.getContext('2d'), stage = document.getElementById('stage');
 const shade = i => `hsl(${Math.round(360 * i / data.relations.length)} 65% 50%)`;
-let scale = 1, dx = 0, dy = 0, chosen = -1, visible = [], wanted = new Set();
+const kinds = [...new Set(nodes.map(n => n.k))].sort();
+const tints = { function: 210, class: 28, field: 175, module: 275, type: 140, import: 300 };
+const tint = kind => kind in tints ? `hsl(${tints[kind]} 60% 48%)` : 'hsl(215 12% 58%)';
+let scale = 1, whole = 1, dx = 0, dy = 0, chosen = -1, visible = [], wanted = new Set();
 const around = nodes.map(() => []);
 edges.forEach((e, i) => { around[e.h].push(i); if (e.t !== e.h) around[e.t].push(i); });
 const box = document.getElementById('relations');
@@ -49,6 +58,11 @@ data.relations.forEach((name, i) => {
   label.innerHTML = `<input type="checkbox" checked value="${i}">${swatch}`;
   label.append(`${name} (${count})`);
   box.append(label);
+});
+kinds.forEach(kind => {
+  const entry = document.createElement('span');
+  entry.className = 'kind'; entry.style.setProperty('--c', tint(kind)); entry.textContent = kind;
+  document.getElementById('kinds').append(entry);
 });
 function filter() {
   const on = new Set([...box.querySelectorAll('input:checked')].map(b => +b.value));
@@ -67,8 +81,16 @@ function fit() {
   pen.setTransform(ratio, 0, 0, ratio, 0, 0);
 }
 function home() {
-  scale = Math.min(stage.clientWidth, stage.clientHeight) * .47;
-  dx = stage.clientWidth / 2; dy = stage.clientHeight / 2;
+  const xs = nodes.map(n => n.x), ys = nodes.map(n => n.y);
+  const ends = v => v.reduce(([a, b], c) => [Math.min(a, c), Math.max(b, c)], [Infinity, -Infinity]);
+  const [x0, x1] = ends(xs), [y0, y1] = ends(ys), w = stage.clientWidth, h = stage.clientHeight;
+  // Names stand to the right of their nodes.
+  scale = whole = Math.min((w - 170) / (x1 - x0 || 1), (h - 60) / (y1 - y0 || 1));
+  dx = (w - 110 - scale * (x0 + x1)) / 2; dy = (h - scale * (y0 + y1)) / 2;
+}
+function go(i) {
+  scale = Math.max(scale, whole * 2.5);
+  dx = stage.clientWidth / 2 - nodes[i].x * scale; dy = stage.clientHeight / 2 - nodes[i].y * scale; tell(i);
 }
 function draw() {
   pen.clearRect(0, 0, stage.clientWidth, stage.clientHeight);
@@ -85,33 +107,47 @@ function draw() {
     path.moveTo(a.x * scale + dx, a.y * scale + dy); path.lineTo(b.x * scale + dx, b.y * scale + dy);
   }
   for (const { e, near, path } of paths.values()) {
-    pen.strokeStyle = shade(e.r); pen.lineWidth = near ? 2 : 1; pen.setLineDash(e.x ? [] : [5, 4]);
-    pen.globalAlpha = near ? 1 : chosen >= 0 ? .08 : .45; pen.stroke(path);
+    pen.strokeStyle = shade(e.r); pen.lineWidth = near ? 2 : e.x ? 1 : 1.6; pen.setLineDash(e.x ? [] : [5, 4]);
+    pen.globalAlpha = near ? 1 : chosen >= 0 ? .08 : e.x ? .28 : .9; pen.stroke(path);
   }
   pen.setLineDash([]);
   const used = seenNodes();
-  pen.fillStyle = text; pen.font = '11px system-ui, sans-serif';
-  const spots = new Path2D(), marks = new Path2D(), cells = new Set();
+  const zoom = Math.sqrt(Math.max(.5, scale / whole));
+  const size = i => Math.min(9, (1.6 + Math.sqrt(around[i].length) * .6)) * Math.min(2, zoom);
+  const spots = new Map(), marks = new Path2D(), cells = new Set();
   for (const i of used) {
-    const n = nodes[i], x = n.x * scale + dx, y = n.y * scale + dy, r = 2 + Math.min(4, Math.sqrt(around[i].length) * .7);
-    const path = wanted.has(i) || i === chosen ? marks : spots;
-    path.moveTo(x + r, y); path.arc(x, y, path === marks ? r + 2 : r, 0, 7);
+    const n = nodes[i], x = n.x * scale + dx, y = n.y * scale + dy, r = size(i);
+    const marked = wanted.has(i) || i === chosen;
+    const key = tint(n.k) + (chosen >= 0 && !lit.has(i) ? '.' : '');
+    if (!marked && !spots.has(key)) spots.set(key, { colour: tint(n.k), faint: key.endsWith('.'), path: new Path2D() });
+    const path = marked ? marks : spots.get(key).path;
+    path.moveTo(x + r, y); path.arc(x, y, marked ? r + 2 : r, 0, 7);
   }
-  pen.globalAlpha = chosen >= 0 ? .35 : .8; pen.fill(spots);
+  for (const { colour, faint, path } of spots.values()) {
+    pen.globalAlpha = faint ? .15 : .95; pen.fillStyle = colour; pen.fill(path);
+  }
   pen.globalAlpha = 1; pen.fillStyle = '#e33'; pen.fill(marks); pen.fillStyle = text;
-  // Labels where there is room, the best connected names first.
+  // Labels where there is room, the best connected names first; the closer one looks, the more.
+  let room = 45 * (scale / whole) ** 2;
+  pen.lineWidth = 3; pen.strokeStyle = getComputedStyle(stage).backgroundColor; pen.lineJoin = 'round';
   for (const i of data.order) {
     if (!used.has(i)) continue;
     const n = nodes[i], x = n.x * scale + dx, y = n.y * scale + dy;
     if (x < 0 || y < 0 || x > stage.clientWidth || y > stage.clientHeight) continue;
     const important = i === chosen || wanted.has(i) || lit.has(i);
-    const short = n.n.length > 32 ? '…' + n.n.slice(-31) : n.n, cell = Math.round(y / 14);
-    const columns = [], end = Math.floor((x + short.length * 6) / 40);
-    for (let c = Math.floor(x / 40); c <= end; c++) columns.push(c + ':' + cell);
-    if (!important && columns.some(c => cells.has(c))) continue;
-    if (chosen >= 0 && !important) continue;
+    if (!important && (chosen >= 0 || room <= 0)) continue;
+    const last = n.n.includes('[') || n.n.includes(' ') ? n.n : n.n.split('.').slice(-2).join('.');
+    const short = last.length > 32 ? '…' + last.slice(-31) : last, points = Math.min(14, 10.5 + around[i].length / 12);
+    const columns = [], left = x + size(i) + 3, end = Math.floor((left + short.length * points * .58) / 20);
+    for (let row = Math.round(y / 9) - 1; row <= Math.round(y / 9) + 1; row++) {
+      for (let c = Math.floor(x / 20); c <= end; c++) columns.push(c + ':' + row);
+    }
+    if (i !== chosen && columns.some(c => cells.has(c))) continue;
     columns.forEach(c => cells.add(c));
-    pen.globalAlpha = important ? 1 : .75; pen.fillText(short, x + 6, y + 3);
+    room -= 1;
+    pen.font = `${i === chosen ? 'bold ' : ''}${points}px system-ui, sans-serif`;
+    pen.globalAlpha = .85; pen.strokeText(short, left, y + points / 3);
+    pen.globalAlpha = 1; pen.fillText(short, left, y + points / 3);
   }
   pen.globalAlpha = 1;
 }
@@ -151,12 +187,13 @@ canvas.addEventListener('pointerdown', e => {
 });
 canvas.addEventListener('pointermove', e => {
   if (!from) return;
+  moved_by_hand = true;
   moved += Math.abs(e.movementX) + Math.abs(e.movementY);
   dx = e.clientX - from[0]; dy = e.clientY - from[1]; requestAnimationFrame(draw);
 });
 canvas.addEventListener('pointerup', e => { from = null; if (moved < 4) tell(at(e)); });
 canvas.addEventListener('wheel', e => {
-  e.preventDefault();
+  e.preventDefault(); moved_by_hand = true;
   const r = canvas.getBoundingClientRect(), x = e.clientX - r.left, y = e.clientY - r.top, f = Math.exp(-e.deltaY / 400);
   dx = x - (x - dx) * f; dy = y - (y - dy) * f; scale *= f; requestAnimationFrame(draw);
 }, { passive: false });
@@ -166,18 +203,22 @@ document.getElementById('search').addEventListener('input', e => {
   if (asked) nodes.forEach((n, i) => { if (n.n.toLowerCase().includes(asked)) wanted.add(i); });
   [...wanted].slice(0, 12).forEach(i => {
     const div = document.createElement('div'); div.textContent = nodes[i].n;
-    div.addEventListener('click', () => {
-      if (scale < 1200) scale = 1200;
-      dx = stage.clientWidth / 2 - nodes[i].x * scale; dy = stage.clientHeight / 2 - nodes[i].y * scale; tell(i);
-    });
+    div.addEventListener('click', () => go(i));
     hits.append(div);
   });
   draw();
 });
 document.querySelectorAll('aside input:not([type=search])').forEach(i => i.addEventListener('input', filter));
-document.getElementById('whole').addEventListener('click', () => { home(); tell(-1); });
-window.addEventListener('resize', () => { fit(); draw(); });
-fit(); home(); filter();
+document.getElementById('whole').addEventListener('click', () => { moved_by_hand = false; home(); tell(-1); });
+let moved_by_hand = false;
+window.addEventListener('resize', () => { fit(); if (!moved_by_hand) home(); draw(); if (!moved_by_hand) linked(); });
+// graph.html#module.Class opens at that name.
+function linked() {
+  const name = decodeURIComponent(location.hash.slice(1)), i = name ? nodes.findIndex(n => n.n === name) : -1;
+  if (i >= 0) go(i);
+}
+window.addEventListener('hashchange', linked);
+fit(); home(); filter(); linked();
 """
 
 
@@ -205,7 +246,7 @@ def choose_edges(facts: list[Fact], max_edges: int) -> list[Fact]:
 
 
 def layout(facts: list[Fact]) -> dict[str, tuple[float, float]]:
-    """A place in the unit disc for every entity: components side by side on a grid, each by a force layout."""
+    """A place in the plane for every entity: components side by side on a spiral, each by a force layout, spread out."""
     import networkx as nx
 
     graph = nx.Graph()
@@ -221,13 +262,49 @@ def layout(facts: list[Fact]) -> dict[str, tuple[float, float]]:
         distance = 0.0 if number == 0 else math.sqrt(used + share / 2)
         angle = number * 2.399963
         used += share
-        inner = nx.spring_layout(graph.subgraph(sorted(part)), seed=0, iterations=60, method="force")
-        for name, (x, y) in inner.items():
-            places[name] = (
-                distance * math.cos(angle) + radius * float(x),
-                distance * math.sin(angle) + radius * float(y),
-            )
+        names = sorted(part)
+        inner = nx.spring_layout(graph.subgraph(names), seed=0, iterations=50, method="force")
+        spread = _spread(np.array([inner[name] for name in names], dtype=np.float64)) * radius
+        for name, (x, y) in zip(names, spread.tolist(), strict=True):
+            places[name] = (distance * math.cos(angle) + x, distance * math.sin(angle) + y)
     return places
+
+
+def _spread(points: np.ndarray) -> np.ndarray:
+    """Points of a force layout, spread evenly over the unit disc: a force layout crowds them in its middle.
+
+    Distances from the centre become those of an even density, the order of points by distance and their directions stay;
+    then points closer than half of what an even grid leaves between them are pushed apart.
+
+    Args:
+        points: float `(n, 2)`.
+
+    Returns:
+        float of the same shape.
+    """
+    from scipy.spatial import cKDTree
+
+    number = len(points)
+    if number == 1:
+        return np.zeros((1, 2))
+    centred = points - np.median(points, axis=0)
+    distance = np.hypot(*centred.T)
+    rank = np.empty(number)
+    rank[np.argsort(distance, kind="stable")] = np.arange(number)
+    even = np.sqrt((rank + 0.5) / number)
+    aim = 0.75 * even + 0.25 * distance / max(float(distance.max()), 1e-9)
+    centred *= (aim / np.maximum(distance, 1e-9))[:, None]
+    gap = 0.9 * math.sqrt(math.pi / number)
+    for _ in range(60):
+        pairs = cKDTree(centred).query_pairs(gap, output_type="ndarray")
+        if not len(pairs):
+            break
+        step = centred[pairs[:, 0]] - centred[pairs[:, 1]]
+        length = np.maximum(np.hypot(*step.T), 1e-6)
+        push = step * (0.3 * (gap - length) / length)[:, None]
+        np.add.at(centred, pairs[:, 0], push)
+        np.add.at(centred, pairs[:, 1], -push)
+    return centred
 
 
 def render_page(facts: list[Fact], max_edges: int, title: str = "Knowledge graph") -> str:
@@ -281,6 +358,7 @@ def render_page(facts: list[Fact], max_edges: int, title: str = "Knowledge graph
 <aside><h1>{escape(title)}</h1>
 <p>{len(names):,} names, <span id="shown"></span>. Dashed: filled in by the model. Drag, zoom, click a name.</p>{note}
 <input type="search" id="search" placeholder="Search names" aria-label="Search names"><div id="hits"></div>
+<fieldset id="kinds"><legend>Names</legend></fieldset>
 <fieldset id="relations"><legend>Relations</legend></fieldset>
 <fieldset><legend>Facts</legend><label><input type="checkbox" id="extracted" checked>extracted</label>
 <label><input type="checkbox" id="predicted" checked>predicted</label>

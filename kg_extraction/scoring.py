@@ -23,6 +23,39 @@ def modes_of(mnm_target: str) -> tuple[str, ...]:
     return MODES if mnm_target == "both" else (mnm_target,)
 
 
+# Weights, configuration, tokenizer and calibration; no code, no pickle.
+_CHECKPOINT_FILES = (
+    "config.json",
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "tokenizer*",
+    "*.txt",
+    "calibration.json",
+)
+
+
+def fetch_checkpoint(name: str | Path) -> Path:
+    """The directory of a checkpoint: itself, or where the files of a repository on the Hub were put.
+
+    Args:
+        name: a directory, or `OWNER/NAME`; only data files are fetched.
+
+    Raises:
+        ValueError: neither.
+    """
+    directory = Path(name)
+    if directory.exists() or str(name).count("/") != 1 or str(name).startswith((".", "~", "/")):
+        return directory
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(str(name), allow_patterns=list(_CHECKPOINT_FILES)))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"--model {name}: no such directory, and not to be had from the Hub ({reason})") from error
+
+
 def load_checkpoint(directory: str | Path, device: str = "cpu"):
     """A pretrained GraphMERT with its heads, and its tokenizer, from a directory; runs no code from it.
 

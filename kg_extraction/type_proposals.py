@@ -14,7 +14,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .annotations import PARAMETER, Slot, find_slots, normalise_type
+from ..code_graph.annotations import PARAMETER, Slot, find_slots
+from ..code_graph.type_names import normalise_type
 from .candidates import ABC_TYPES, TYPING_TYPES
 from .facts import PREDICTED, Fact
 from .scoring import TAIL_MODE

@@ -2,6 +2,7 @@
 
 import sys
 from argparse import ArgumentError, RawDescriptionHelpFormatter
+from dataclasses import fields
 
 from . import TASKS
 
@@ -63,8 +64,26 @@ def parse_arguments(argv: list[str]):
     except (ValueError, ArgumentError) as error:
         raise SystemExit(_fail(error)) from error
     if unknown:
+        owners = _tasks_with(unknown[0])
+        if owners:
+            raise SystemExit(
+                _fail(
+                    f"{unknown[0]} is an option of {', '.join(owners)}, which is not among the tasks asked for "
+                    f"({', '.join(dict.fromkeys(names))}); name that task too, or leave the option out"
+                )
+            )
         raise SystemExit(_fail(f"unknown option {unknown[0]}; {PROGRAM} {names[0]} --help lists them all"))
     return list(dict.fromkeys(names)), common, {key: value for item in options for key, value in vars(item).items()}
+
+
+def _tasks_with(option: str) -> list[str]:
+    """The tasks that have an option, as it stands on the command line (`--name`, `--name=value`, `--no_name`)."""
+    from .base import task_class
+
+    name = option.partition("=")[0].lstrip("-").replace("-", "_")
+    names = {name, name.removeprefix("no_")}
+    options = {task: task_class(task).options_class for task in TASKS}
+    return [task for task, cls in options.items() if cls is not None and names & {item.name for item in fields(cls)}]
 
 
 def format_report(report: dict) -> str:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .annotations import HiddenType
+from ..code_graph.annotations import HiddenType
 
 _FACT_ARRAYS = (
     "head_start",

@@ -1,7 +1,7 @@
 """Type prediction: what type has a parameter, what does a function return, where no annotation says so?
 
-All annotations are taken out of a file before it is read (`annotations.hide_annotations`), so that a hidden type's
-annotation stands neither in a window's text nor in a leaf. One type is asked for at a time, in one of two ways:
+All annotations are taken out of a file before it is read (`code_graph.annotations.hide_annotations`), so that a hidden
+type's annotation stands neither in a window's text nor in a leaf. One type is asked for at a time, in one of two ways:
 
     leaf    a leaf with the relation `has_type` or `returns` and masked words is hung on the name
     text    an annotation of mask tokens is put in its place in the text; any checkpoint can be asked so
@@ -23,8 +23,8 @@ import torch
 from ..chain_graphs.linking import LeafEncoder
 from ..chain_graphs.windows import WindowDataset
 from ..code_graph import CodeGraph, Triple
+from ..code_graph.annotations import HiddenType, declared_types, hide_annotations
 from ..code_graph.schema import IMPORTED_FROM, IMPORTS, INHERITS, INSTANTIATES, RELATION_IDS, RETURNS
-from .annotations import HiddenType, declared_types, hide_annotations
 from .base import Task, TaskContext, TaskResult
 from .queries import Query, ask_in_leaf, ask_in_text
 

@@ -43,6 +43,8 @@ class HubServer:
     def use_in_process(self, monkeypatch, token: str | None = TOKEN) -> None:
         """Make huggingface_hub of this process, already imported, talk to this server."""
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", self.url)
+        template = self.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
         if token is None:
             monkeypatch.delenv("HF_TOKEN", raising=False)

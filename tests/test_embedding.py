@@ -353,3 +353,12 @@ def test_help_loads_no_torch():
 def test_window_size_is_that_of_the_checkpoint(checkpoint):
     _, processor = load_encoder(checkpoint)
     assert max(len(row) for row in processor(CODES, language=None, padding=False)["input_ids"]) == NUM_ROOTS
+
+
+def test_batches_hold_so_many_windows_and_on_a_cpu_so_many_nodes():
+    from graphmert.embedding_graphmert import cut_batches
+
+    lengths = [900, 300, 300, 290, 10, 10, 10, 10, 10]
+    assert list(cut_batches(lengths, 4, None)) == [(0, 4), (4, 8), (8, 9)]
+    assert list(cut_batches(lengths, 4, 600)) == [(0, 1), (1, 3), (3, 5), (5, 9)]
+    assert list(cut_batches([], 4, 600)) == []

@@ -112,15 +112,16 @@ def test_pushed_checkpoint_resumes_the_run(tmp_path, hub):
     assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
 
 
-def test_server_that_fails_in_the_middle_of_a_push(tmp_path, hub, warnings, monkeypatch):
-    # The library asks six times in all, with pauses.
-    hub.fail("/commit/", 500, times=6)
+# The library asks six times in all where the server fails, with pauses; a token that is no longer valid is told at once.
+@pytest.mark.parametrize(("status", "times"), [(500, 6), (401, 1)])
+def test_server_that_fails_in_the_middle_of_a_push(tmp_path, hub, warnings, monkeypatch, status, times):
+    hub.fail("/commit/", status, times=times)
     monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
     trainer = make(tmp_path)
     trainer.train()
     assert trainer.state.global_step == 3
     (warning,) = warnings()
-    assert warning.startswith("the push of step 1 to someone/tiny failed: ") and "500" in warning
+    assert warning.startswith("the push of step 1 to someone/tiny failed: ") and str(status) in warning
     assert f"Training goes on, the checkpoint is in {tmp_path / 'checkpoint-1'}" in warning
     assert all(why_incomplete(tmp_path / f"checkpoint-{step}") is None for step in (1, 2, 3))
     assert [commit["summary"] for commit in hub.commits] == [f"Training in progress, step {step}" for step in (2, 3)]

@@ -37,6 +37,16 @@ for place, revision in json.loads(sys.argv[1]):
 print("vectors", json.dumps(vectors))
 exec(sys.argv[3])
 """
+FUNCTION = "def f{0}(a{0}, b):\n    c{0} = a{0} * {0}\n    return c{0} + b\n\n\n"
+USE = f"""
+from graphmert.embed_code import main as embed
+from graphmert.kg_extraction.__main__ import main as extract
+
+assert embed(["--model", name, "--source", "dir:project", "--output", "vectors.parquet"]) == 0
+query = ["--query", {FUNCTION.format(3).strip()!r}, "--query-language", "python", "--top", "3"]
+assert embed(["--model", name, "--index", "vectors.parquet", *query]) == 0
+assert extract(["--model", name, "--source", "dir:project", "--output", "kg", "--formats", "jsonl,html"]) == 0
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -73,7 +83,20 @@ def test_pretrain_push_and_load_by_name(dataset, tmp_path):
             assert_without_pickles(commit)
         assert {"summary.json", "loss.png", "manifest.json"} <= {*last["files"]}
         card = ModelCard(last["content"]["README.md"].decode())
-        snippet = re.search(r"```python\n(.*?)```", card.text, re.S)[1]
+        snippet, with_package = re.findall(r"```python\n(.*?)```", card.text, re.S)
+        # The second example goes on from the first, where the package is installed; then search and facts, by name.
+        project = tmp_path / "elsewhere" / "project"
+        project.mkdir()
+        (project / "app.py").write_text("".join(FUNCTION.format(i) for i in range(10)))
+        installed = subprocess.run([sys.executable, "-c", snippet + with_package + USE], env=environment, **options)
+        assert installed.returncode == 0, installed.stderr[-3000:]
+        printed = installed.stdout.splitlines()
+        assert "(2, 16)" in printed and "10 functions written to vectors.parquet" in printed
+        # The function itself is the nearest to itself; its graph is the one of its file.
+        assert next(line for line in printed if "app.py:" in line).endswith("f3")
+        facts = [json.loads(line) for line in (project.parent / "kg" / "facts.jsonl").read_text().splitlines()]
+        assert {("app.f3", "has_parameter", "app.f3.a3")} <= {(f["head"], f["relation"], f["tail"]) for f in facts}
+        assert "<script" in (project.parent / "kg" / "graph.html").read_text()
         assert 'name = "someone/tiny"' in snippet
         # -I: neither the working directory nor PYTHONPATH is searched.
         tampered, trace = tamper(output, tmp_path)

@@ -6,8 +6,9 @@ import subprocess
 
 import pytest
 
-from graphmert.kg_extraction import annotations
-from graphmert.kg_extraction.annotations import PARAMETER, RETURN, find_slots, normalise_type, strip_annotations
+from graphmert.code_graph import annotations, type_names
+from graphmert.code_graph.annotations import PARAMETER, RETURN, find_slots, strip_annotations
+from graphmert.code_graph.type_names import normalise_type
 from graphmert.kg_extraction.stubs import stub_of
 from graphmert.kg_extraction.type_proposals import Annotator, ModuleNames, Proposal, unified_diff, with_default
 
@@ -63,6 +64,12 @@ def test_stripped_text_has_no_annotation_and_all_else():
     ast.parse(text)
 
 
+def test_comments_with_types_go_and_others_stay():
+    code = "def f(a):  # type: (int) -> str\n    x = a  # type: ignore\n    return x  # of type: int\n"
+    text, _ = strip_annotations(code)
+    assert text == code.replace("# type: (int) -> str", "")
+
+
 @pytest.mark.parametrize("code", ["def f(a: int", "def (x: int): pass", "class A:\n  def f(self, : pass", ""])
 def test_broken_text_gives_no_error(code):
     text, hidden = strip_annotations(code)
@@ -86,7 +93,9 @@ def test_types_that_mean_the_same(left, right, same):
 
 
 def test_doctests():
-    assert doctest.testmod(annotations).failed == 0
+    for module in (annotations, type_names):
+        tried = doctest.testmod(module)
+        assert tried.failed == 0 and tried.attempted
 
 
 MODEL = "class Node:\n    pass\n"

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from hub_server import HubServer
 from kg_corpus import FILES, PROJECT, project_extractor, project_tokenizer, tiny_checkpoint
 
 from graphmert.chain_graphs.windows import WindowDataset
 from graphmert.code_graph.schema import RELATION_IDS
 from graphmert.collator import GraphMertCollator
-from graphmert.kg_extraction.__main__ import main
+from graphmert.kg_extraction.__main__ import main, parse_arguments
 from graphmert.kg_extraction.calibration import (
     Calibration,
     Example,
@@ -31,6 +32,7 @@ from graphmert.kg_extraction.facts import EXTRACTED, PREDICTED, Fact, Place, mer
 from graphmert.kg_extraction.held_out import fit_calibration, strip_annotations, tail_questions, without_annotations
 from graphmert.kg_extraction.project import Corpus
 from graphmert.kg_extraction.questions import Question, QuestionCollator
+from graphmert.kg_extraction.scoring import fetch_checkpoint, load_checkpoint
 
 NODE_COLUMNS = (
     "root_index",
@@ -388,7 +390,52 @@ def test_mistakes_are_one_line_and_exit_code_2(checkpoints, tmp_path, capsys, ch
     }
     assert main([part for pair in {**given, **changed}.items() for part in pair]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert error.startswith("error: ") and message in error
+    assert error.startswith("graphmert-extract: error: ") and message in error
+
+
+def test_options_come_from_a_file_and_the_command_line_overrides_them(tmp_path):
+    path = tmp_path / "kg.yaml"
+    path.write_text(
+        "model: runs/small\nsource: dir:a\noutput: kg\nthreshold: 1\nrelations: [has_type, returns]\nno-verify: true\n"
+    )
+    read = parse_arguments(["--config", str(path), "--source", "dir:b", "--top-k", "2", "--output", "other"])
+    assert (read.model, read.source, read.output, read.top_k) == ("runs/small", ["dir:b"], "other", 2)
+    assert (read.threshold, read.relations, read.no_verify) == (1.0, "has_type,returns", True)
+    assert parse_arguments(["--config", str(path)]).source == ["dir:a"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("colour: red", "unknown option 'colour'"),
+        ("threshold: high", "threshold cannot be 'high'"),
+        ("no_verify: 3", "no_verify cannot be 3"),
+        ("[1]", "must hold options"),
+        ("a: [", "cannot be read"),
+        ("model: x", "--source, --output missing"),
+    ],
+)
+def test_files_of_options_that_are_wrong(tmp_path, capsys, text, message):
+    (tmp_path / "kg.yaml").write_text(text)
+    assert main(["--config", str(tmp_path / "kg.yaml")]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_checkpoint_is_fetched_from_the_hub_without_its_code(checkpoints, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with HubServer() as hub:
+        hub.use_in_process(monkeypatch)
+        hub.repositories.add("someone/kg")
+        hub.files = {path.name: path.read_bytes() for path in (checkpoints / "both").iterdir() if path.is_file()}
+        hub.files |= {"evil.py": b"raise SystemExit", "training_args.bin": b"pickle"}
+        hub.commit("someone/kg", [{"key": "header", "value": {"summary": "push"}}])
+        fetched = fetch_checkpoint("someone/kg")
+        model, _ = load_checkpoint(fetched)
+        with pytest.raises(ValueError, match="not to be had from the Hub"):
+            fetch_checkpoint("someone/other")
+    assert model.config.mnm_target == "both"
+    assert not {path.name for path in fetched.iterdir()} & {"evil.py", "training_args.bin"}
+    assert fetch_checkpoint(checkpoints / "both") == checkpoints / "both"
 
 
 def test_the_example_of_the_documentation_runs(checkpoints, capsys):

@@ -8,7 +8,7 @@ from tiny_tasks import LEAVES, NUM_ROOTS, ROOT, checkpoint, context, corpora
 from graphmert.chain_graphs.manifest import read_manifest
 from graphmert.chain_graphs.windows import WindowDataset, canonical_ids
 from graphmert.code_graph import extract
-from graphmert.tasks.annotations import _annotations, hide_annotations
+from graphmert.code_graph.annotations import annotation_spans, hide_annotations
 from graphmert.tasks.corpora import check_nothing_shared, shared_projects
 from graphmert.tasks.masked_language_model import MaskedLanguageModel, MaskedLanguageModelOptions, collect_targets
 from graphmert.tasks.queries import ask_in_leaf, ask_in_text
@@ -89,7 +89,7 @@ def with_sentinels(source: str) -> tuple[str, int]:
     """A file whose every annotation is a name that stands nowhere else."""
     from graphmert.code_graph.syntax import grammar
 
-    spans = sorted(_annotations(grammar("python").parse(source)))
+    spans = sorted(annotation_spans(grammar("python").parse(source)))
     for number, (_, start, end) in reversed(list(enumerate(spans))):
         source = source[:start] + f"Sentinel{number}q" + source[end:]
     return source, len(spans)

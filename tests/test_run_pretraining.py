@@ -347,6 +347,8 @@ def test_wrong_arguments(tmp_path, capsys):
     for arguments, message in (
         ([tmp_path / "missing.yaml"], "cannot read"),
         (["--hidden_sise", "3"], "unknown option --hidden_sise"),
+        (["--save_steps", "60"], "give --save_strategy steps too"),
+        (["--eval_steps", "60"], "give --eval_strategy steps too"),
         (["--num_roots", "many"], "invalid int value: 'many'"),
         (["--mnm_target", "root"], "invalid choice: 'root'"),
         (["--min_learning_rate", "1"], "min_learning_rate must lie between"),

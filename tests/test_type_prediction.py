@@ -11,8 +11,8 @@ from tiny_tasks import LEAVES, checkpoint, context, corpora
 import graphmert.tasks.type_prediction as types
 from graphmert.chain_graphs.windows import WindowDataset
 from graphmert.code_graph import Triple
+from graphmert.code_graph.annotations import HiddenType, hide_annotations
 from graphmert.tasks import run_task
-from graphmert.tasks.annotations import HiddenType, hide_annotations
 from graphmert.tasks.queries import Query, ask_in_leaf, ask_in_text, keep_facts
 
 SOURCE = """import os

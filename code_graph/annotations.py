@@ -4,14 +4,17 @@ Positions are characters of the text. Nothing is formatted anew: an annotation i
 """
 
 import re
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import accumulate
 
 from tree_sitter import Node
 
-from ..code_graph.syntax import grammar
+from . import extract
+from .graph import CodeGraph, Triple
+from .schema import HAS_PARAMETER, HAS_TYPE, RETURNS
+from .syntax import grammar
+from .type_names import one_line
 
 PARAMETER, RETURN = "parameter", "return"
 RELATION_OF = {PARAMETER: "has_type", RETURN: "returns"}
@@ -29,6 +32,7 @@ _HOLD_STATEMENTS |= {
 }
 _HOLD_STATEMENTS |= {"try_statement", "except_clause", "except_group_clause", "finally_clause", "match_statement"}
 _HOLD_STATEMENTS |= {"case_clause", "expression_statement"}
+_TYPE_COMMENT = re.compile(r"#\s*type:(?!\s*ignore)")
 _SPLATS = ("list_splat_pattern", "dictionary_splat_pattern")
 
 
@@ -69,18 +73,6 @@ class Slot:
     def qualified(self) -> str:
         """Dotted path inside the file of what is annotated."""
         return self.owner if self.kind == RETURN else f"{self.owner}.{self.name}"
-
-
-def one_line(text: str) -> str:
-    """A type's text as facts state it: on one line, without the quotes around a forward reference.
-
-    >>> one_line("dict[str,\\n     int]"), one_line('"Node"')
-    ('dict[str, int]', 'Node')
-    """
-    text = " ".join(text.split())
-    if len(text) > 2 and text[0] == text[-1] and text[0] in "'\"" and text.count(text[0]) == 2:
-        return text[1:-1]
-    return text
 
 
 def _walk(root: Node) -> Iterator[tuple[Node, tuple[str, ...], bool]]:
@@ -191,11 +183,62 @@ def _parameter_slot(code: str, node: Node, owner: str, is_instance: bool) -> Slo
     )
 
 
+def annotation_spans(root: Node) -> Iterator[tuple[int, int, int]]:
+    """For each annotation where it begins (with its colon or arrow), where its type begins, and where it ends."""
+    stack = [root]
+    while stack:
+        node = stack.pop()
+        if node.type == "comment":
+            if _TYPE_COMMENT.match(node.text.decode("ascii")):
+                yield node.start_byte, node.start_byte, node.end_byte
+            continue
+        declared, mark = None, ":"
+        if node.type in ("typed_parameter", "typed_default_parameter", "assignment"):
+            declared = node.child_by_field_name("type")
+        elif node.type == "function_definition":
+            declared, mark = node.child_by_field_name("return_type"), "->"
+        if declared is not None:
+            begin = declared.prev_sibling
+            while begin is not None and begin.type != mark:
+                begin = begin.prev_sibling
+            if begin is not None:
+                start = begin.start_byte
+                # ` -> T` takes the space before it along.
+                if mark == "->" and begin.prev_sibling is not None:
+                    start = begin.prev_sibling.end_byte
+                yield start, declared.start_byte, declared.end_byte
+        stack.extend(child for child in node.children if child != declared)
+
+
+class _Removal:
+    """A text without some spans, and where its characters went.
+
+    Args:
+        code: the text.
+        spans: (start, ..., end) of each, sorted; one inside another goes with it.
+    """
+
+    def __init__(self, code: str, spans: list[tuple[int, ...]]):
+        kept, position, self._starts, self._removed = [], 0, [], [0]
+        for start, *_, end in spans:
+            if start < position:
+                continue
+            kept.append(code[position:start])
+            position = end
+            self._starts.append(start)
+            self._removed.append(self._removed[-1] + end - start)
+        self.text = "".join([*kept, code[position:]])
+
+    def moved(self, offset: int) -> int:
+        """Where a character outside the spans stands in the new text."""
+        return offset - self._removed[bisect_left(self._starts, offset)]
+
+
 def strip_annotations(code: str) -> tuple[str, list[Slot]]:
     """A Python file without its annotations, and what they said.
 
-    Parameters and returns lose theirs; `x: int = 0` becomes `x = 0`, and a bare declaration `x: int` becomes `x`, which
-    keeps the name in the text. Comments and docstrings stay, whatever types they mention.
+    Parameters and returns lose theirs; `x: int = 0` becomes `x = 0`, a bare declaration `x: int` becomes `x`, which keeps
+    the name in the text, and comments with types go. Other comments and docstrings stay, whatever types they mention.
 
     Args:
         code: the file's text.
@@ -210,108 +253,95 @@ def strip_annotations(code: str) -> tuple[str, list[Slot]]:
         size = 0
      [('load', 'bytes'), ('path', 'str')]
     """
-    slots = [slot for slot in find_slots(code) if slot.annotation is not None]
-    cuts = [(slot.insert_at, slot.annotation_end) for slot in slots]
-    for node, _, _ in _walk(grammar("python").parse(code)):
-        if node.type == "assignment":
-            left, declared = node.child_by_field_name("left"), node.child_by_field_name("type")
-            if left is not None and declared is not None:
-                cuts.append((left.end_byte, declared.end_byte))
-    cuts.sort()
-    pieces, position, removed = [], 0, []
-    for start, end in cuts:
-        pieces.append(code[position:start])
-        position = end
-        removed.append((start, end - start))
-    pieces.append(code[position:])
-    text = "".join(pieces)
-
-    starts = [start for start, _ in removed]
-    lengths = [0, *accumulate(length for _, length in removed)]
-
-    def moved(offset: int) -> int:
-        return offset - lengths[bisect_left(starts, offset)]
-
+    removal = _Removal(code, sorted(annotation_spans(grammar("python").parse(code))))
     hidden = []
-    for slot in slots:
-        start = moved(slot.start)
+    for slot in find_slots(code):
+        if slot.annotation is None:
+            continue
+        start = removal.moved(slot.start)
         hidden.append(
             replace(
                 slot,
                 start=start,
                 end=start + len(slot.name),
-                insert_at=moved(slot.insert_at),
+                insert_at=removal.moved(slot.insert_at),
                 annotation_end=None,
-                line=text.count("\n", 0, start) + 1,
+                line=removal.text.count("\n", 0, start) + 1,
             )
         )
-    return text, hidden
+    return removal.text, hidden
 
 
-_TYPING_NAMES = {"List": "list", "Dict": "dict", "Tuple": "tuple", "Set": "set", "FrozenSet": "frozenset"}
-_TYPING_NAMES |= {"Type": "type", "Text": "str"}
-_LEXEMES = re.compile(r"[^\W\d][\w.]*|\"[^\"]*\"|'[^']*'|\.\.\.|\d+|\S")
+@dataclass(frozen=True)
+class HiddenType:
+    """An annotation that was taken out of a text.
 
-
-def normalise_type(text: str) -> str:
-    """One spelling for types that mean the same: `typing.Optional[List["Node"]]` is `None | list[Node]`.
-
-    Modules in front of names, quotes, `typing`'s old names of builtins and the order of a union are not told apart. Text
-    that is no type expression comes back as it is, without its spaces.
-
-    >>> normalise_type("Optional[t.List['Node']]") == normalise_type("list[Node] | None")
-    True
+    Attributes:
+        relation: `has_type` (of a parameter) or `returns`.
+        name: the parameter or function.
+        type: the type's text, as the tail of its fact.
+        start, end: where the name stands in the text without annotations.
+        place: where the annotation stood in that text.
+        prefix: what stood there before the type (`: ` or ` -> `).
     """
-    lexemes = _LEXEMES.findall(text)
-    parsed, rest = _parse_union(lexemes, 0)
-    return parsed if rest == len(lexemes) and lexemes else "".join(text.split())
+
+    relation: str
+    name: str
+    type: str
+    start: int
+    end: int
+    place: int
+    prefix: str
 
 
-def _parse_union(lexemes: list[str], at: int, depth: int = 0) -> tuple[str, int]:
-    members, at = _parse_one(lexemes, at, depth)
-    members = list(members)
-    while at < len(lexemes) and lexemes[at] == "|":
-        more, at = _parse_one(lexemes, at + 1, depth)
-        members.extend(more)
-    return " | ".join(sorted(set(members))), at
+def hide_annotations(source: str) -> tuple[str, list[HiddenType], CodeGraph]:
+    """`strip_annotations` with the graph of what is left, for questions about the facts that the annotations state.
+
+    All go at once, so that no use, no other signature and no field of the same file shows what is asked for. Casts, checks
+    with `isinstance`, imports and docstrings stay: they are what a reader of code without annotations has.
+
+    Args:
+        source: the file's text.
+
+    Returns:
+        The text without annotations, the hidden types of parameters and results in the order of the text, and the graph
+        of the text without annotations, which holds no fact `has_type` or `returns`.
+
+    Raises:
+        ValueError: some annotation is left, because the file does not parse.
+    """
+    spans = sorted(annotation_spans(grammar("python").parse(source)))
+    removal = _Removal(source, spans)
+    graph = extract(removal.text)
+    if any(triple.relation in (HAS_TYPE, RETURNS) for triple in graph.triples):
+        raise ValueError("an annotation is left")
+    starts = [start for start, *_ in spans]
+    hidden = []
+    for triple in declared_types(source):
+        number = bisect_right(starts, triple.tail_start) - 1
+        if number < 0 or triple.tail_start >= spans[number][2]:
+            raise ValueError("a type stands outside every annotation")
+        start, type_start, _ = spans[number]
+        hidden.append(
+            HiddenType(
+                triple.relation,
+                triple.head,
+                triple.tail,
+                removal.moved(triple.head_start),
+                removal.moved(triple.head_end),
+                removal.moved(start),
+                source[start:type_start],
+            )
+        )
+    return removal.text, hidden, graph
 
 
-def _parse_one(lexemes: list[str], at: int, depth: int) -> tuple[list[str], int]:
-    """The members of the union that one lexeme and its brackets stand for, and where the text goes on."""
-    if at >= len(lexemes) or depth > 20:
-        return [""], len(lexemes) + 1
-    word = lexemes[at]
-    at += 1
-    if word[0] in "'\"" and len(word) > 1 and (word[1].isalpha() or word[1] == "_"):
-        inner = _LEXEMES.findall(word[1:-1])
-        parsed, rest = _parse_union(inner, 0, depth + 1)
-        return (_split_union(parsed) if rest == len(inner) else [word]), at
-    name = word.rpartition(".")[2] if word[0].isalpha() or word[0] == "_" else word
-    name = _TYPING_NAMES.get(name, name)
-    if word == "[":
-        name, at = "", at - 1
-    if at >= len(lexemes) or lexemes[at] != "[":
-        return [name], at
-    arguments = []
-    at += 1
-    while at < len(lexemes) and lexemes[at] != "]":
-        argument, at = _parse_union(lexemes, at, depth + 1)
-        arguments.append(argument)
-        if at < len(lexemes) and lexemes[at] == ",":
-            at += 1
-    at += 1
-    if name in ("Optional", "Union"):
-        members = [member for argument in arguments for member in _split_union(argument)]
-        return [*members, *(["None"] if name == "Optional" else [])], at
-    return [f"{name}[{', '.join(arguments)}]"], at
-
-
-def _split_union(text: str) -> list[str]:
-    """The members of a normalised union; bars inside brackets are none of its own."""
-    members, depth, begin = [], 0, 0
-    for index, character in enumerate(text):
-        depth += (character == "[") - (character == "]")
-        if depth == 0 and text.startswith(" | ", index):
-            members.append(text[begin:index])
-            begin = index + 3
-    return [*members, text[begin:]]
+def declared_types(source: str) -> list[Triple]:
+    """The facts `has_type` of parameters and `returns` of a Python file, at their definitions, in the order of the text."""
+    triples = [triple for triple in extract(source).triples if not triple.is_use]
+    parameters = {triple.tail_start for triple in triples if triple.relation == HAS_PARAMETER}
+    return [
+        triple
+        for triple in triples
+        if triple.relation == RETURNS or (triple.relation == HAS_TYPE and triple.head_start in parameters)
+    ]
