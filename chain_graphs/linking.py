@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..code_graph.schema import RELATION_IDS
-from .encoding import TextEncoder
+from .encoding import TextEncoder, TextPieces
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -140,7 +140,11 @@ def word_starts(characters: _Characters, text_starts: np.ndarray, char_ends: np.
 
 
 def link_file(
-    code: str, graph: "CodeGraph", tokenizer: "PreTrainedTokenizerFast", leaf_encoder: LeafEncoder | None = None
+    code: str,
+    graph: "CodeGraph",
+    tokenizer: "PreTrainedTokenizerFast",
+    leaf_encoder: LeafEncoder | None = None,
+    pieces: TextPieces | None = None,
 ) -> tuple[dict[str, np.ndarray], dict[str, int]]:
     """Tokenise one file and hang its triples on its tokens (DESIGN: leafy chain graph, sparse form).
 
@@ -149,6 +153,7 @@ def link_file(
         graph: its code graph, with character offsets into `code`.
         tokenizer: a fast tokenizer; its offsets place the triples.
         leaf_encoder: shared over files to encode each name once; made here if not given.
+        pieces: of `code`, if they are known (see `TextEncoder.encode`).
 
     Returns:
         The row's columns (`ROW_COLUMNS`, numpy arrays) and counts: `triples`, `triples_linked` (at least one anchor),
@@ -164,7 +169,7 @@ def link_file(
             "use a directory with a tokenizer.json"
         )
     leaf_encoder = leaf_encoder or LeafEncoder(tokenizer)
-    ids, starts, ends = leaf_encoder.encoder.encode(code)
+    ids, starts, ends = leaf_encoder.encoder.encode(code, pieces)
     characters = _Characters(code)
     text_starts = _skip_leading_space(characters, starts, ends)
 

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 
@@ -86,12 +86,15 @@ class WorkerPool:
             worker.end()
         self._workers.clear()
 
-    def run(self, tasks: Iterable[Task], progress=None) -> None:
+    def run(self, tasks: Iterable[Task], done: Callable[[], None] | None = None) -> None:
         """Run all tasks, in any order.
 
+        What this process does to make the next task, or when one is done, it does while the worker that is concerned
+        waits and the others go on: so that with N workers no more than N processes work at a time, and hardly fewer.
+
         Args:
-            tasks: what to do; taken one by one.
-            progress: called after each task.
+            tasks: what to do; taken one by one, when a worker is free.
+            done: called after each task.
 
         Raises:
             BuildError: workers die for a reason that is not in the files.
@@ -130,8 +133,8 @@ class WorkerPool:
                     worker.task = None
                     self._kills_in_a_row = 0
                     idle.append(worker)
-                    if progress:
-                        progress()
+                    if done:
+                        done()
 
     def _start(self, worker: _Worker, task: Task, again: deque) -> None:
         try:

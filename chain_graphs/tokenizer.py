@@ -19,12 +19,14 @@ underscores to words would save 4 % of the tokens and lose that `path` in `load_
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
+from .encoding import cut_into_pieces
 from .pieces import PIECES
 from .sources import BuildError, looks_local
 
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>")
 MASK_TOKEN = "<mask>"
 MODEL_MAX_LENGTH = 1024
+_REPEATS = 1000
 
 
 # The arguments of `PreTrainedTokenizerFast` for a tokenizer trained here.
@@ -76,15 +79,20 @@ def train_tokenizer(
 
 def train_backend(texts: Iterable[str], vocab_size: int = 16_000, show_progress: bool = False) -> Tokenizer:
     """The backend of `train_tokenizer`, made without transformers."""
+    counts: Counter[str] = Counter()
+    for text in texts:
+        counts.update(cut_into_pieces(text))
+    return train_on_pieces(counts, vocab_size, show_progress)
+
+
+def train_on_pieces(counts: Mapping[str, int], vocab_size: int = 16_000, show_progress: bool = False) -> Tokenizer:
+    """The backend of `train_tokenizer`, from how often each piece occurs (`encoding.cut_into_pieces`).
+
+    The trainer takes texts and no counts, so it is given each piece as often as it occurs; but cut and spelled in the
+    byte-level alphabet already, of which the cutting alone takes most of the time when it is left to `tokenizers`.
+    """
     check_vocab_size(vocab_size)
     backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(PIECES), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size - 1,
         min_frequency=2,
@@ -92,7 +100,14 @@ def train_backend(texts: Iterable[str], vocab_size: int = 16_000, show_progress:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=show_progress,
     )
-    backend.train_from_iterator(texts, trainer)
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    # No letter of the byte-level alphabet.
+    backend.pre_tokenizer = pre_tokenizers.CharDelimiterSplit(" ")
+    backend.train_from_iterator(_repeated(counts, byte_level), trainer)
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(Regex(PIECES), behavior="isolated"), byte_level]
+    )
+    backend.decoder = decoders.ByteLevel()
     # It comes last, after the learned entries.
     backend.add_special_tokens([_mask_token()])
     # Offsets cover the whole token, spaces too: with trimming, a token of only spaces would lose its place.
@@ -100,6 +115,16 @@ def train_backend(texts: Iterable[str], vocab_size: int = 16_000, show_progress:
         ("</s>", 2), ("<s>", 0), trim_offsets=False, add_prefix_space=False
     )
     return backend
+
+
+def _repeated(counts: Mapping[str, int], byte_level: pre_tokenizers.ByteLevel) -> Iterator[str]:
+    """Texts that hold each piece as often as it occurs, separated by spaces, in parts that threads can share."""
+    for piece, count in counts.items():
+        word = byte_level.pre_tokenize_str(piece)[0][0]
+        # There is nothing to merge in a single byte, and the alphabet is given.
+        if len(word) > 1:
+            for begin in range(0, count, _REPEATS):
+                yield f"{word} " * min(_REPEATS, count - begin)
 
 
 def _mask_token() -> AddedToken:
