@@ -10,6 +10,7 @@ the byte.
 
 import argparse
 import dataclasses
+import importlib
 import os
 import shutil
 import sys
@@ -391,13 +392,14 @@ NEAR_DUPLICATE = "near-duplicate of a file read before (--near-duplicates)"
 def _stage(staging, sources: list[Source], pool, must_survey: bool) -> None:
     """Read all sources; each batch is surveyed by a worker while the next are read."""
     from .pool import Task
+    from .staging import is_whole
     from .survey import survey_path
 
     def tasks() -> Iterator[Task]:
         for number, source in enumerate(sources):
             for batch in staging.add(number, lambda source=source: _read(source)):
                 out = survey_path(batch.path)
-                if must_survey and not out.exists():
+                if must_survey and not is_whole(out):
                     yield Task(f"{__package__}.survey:write_survey", (batch.path, out))
 
     pool.run(tasks())
@@ -421,6 +423,7 @@ def _make_rows(work, staging, pool, repeats, tokenizer_dir, arguments, extract, 
     """Make the rows of all batches and put them together in the order of the corpus."""
     from .pool import Task
     from .rows import default_extract
+    from .staging import is_whole
 
     say(f"extracting and linking with {arguments.num_proc} process(es)")
     directory = work / "rows"
@@ -434,13 +437,17 @@ def _make_rows(work, staging, pool, repeats, tokenizer_dir, arguments, extract, 
         arguments_of_rows = (batch.path, outputs[index], dropped, tokenizer_file, extract or default_extract)
         return Task(f"{__package__}.rows:write_rows", arguments_of_rows)
 
-    waiting = [index for index, path in enumerate(outputs) if not path.exists()]
+    waiting = [index for index, path in enumerate(outputs) if not is_whole(path)]
     following = iter(outputs)
     path = next(following, None)
 
     def put_together() -> None:
         nonlocal path
-        while path is not None and path.exists():
+        if path == outputs[0]:
+            # Libraries that the end of a build needs are loaded while other workers go on.
+            importlib.import_module("datasets")
+            importlib.import_module(f"{__package__}.card")
+        while path is not None and is_whole(path):
             assembly.add(path)
             path = next(following, None)
 

@@ -14,7 +14,8 @@ import pyarrow as pa
 
 from ..code_graph.schema import RELATION_IDS
 from . import linking
-from .staging import FILE_COLUMNS, read_batch, write_whole
+from .encoding import TextPieces
+from .staging import FILE_COLUMNS, is_whole, read_batch, write_part
 from .survey import Survey, read_survey, survey_path
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ class RowMaker:
             `facts_not_made`, `syntax_errors`).
         """
         kept, rows, reports = [], [], []
+        distinct = survey.distinct.to_pylist() if survey else []
         for position, file in guard.files(files):
             if position in dropped:
                 continue
@@ -80,7 +82,8 @@ class RowMaker:
                 continue
             try:
                 graph = self.extract(file)
-                pieces = survey.of_file(position) if survey else None
+                known = survey.pieces[position] if survey else None
+                pieces = None if known is None else TextPieces(known, distinct)
                 columns, stats = linking.link_file(file["code"], graph, self.tokenizer, self.leaf_encoder, pieces)
                 columns |= self.fact_columns(graph.triples)
             except (ValueError, RecursionError, MemoryError) as error:
@@ -156,5 +159,5 @@ def write_rows(
     if _maker is None or _maker[0] != key:
         _maker = (key, RowMaker(tokenizer_file.read_text(encoding="utf-8"), extract))
     survey = survey_path(staged)
-    known = read_survey(survey) if survey.exists() else None
-    write_whole(out, _maker[1].make(read_batch(staged), dropped, guard, skip, known))
+    known = read_survey(survey) if is_whole(survey) else None
+    write_part(out, _maker[1].make(read_batch(staged), dropped, guard, skip, known))

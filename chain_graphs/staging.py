@@ -22,6 +22,7 @@ from .sources import SkippedFile, SourceFile
 # Characters of code in one batch: small enough to share work evenly, large enough to make sending it cheap.
 BATCH_CHARS = 400_000
 FILE_COLUMNS = ("source", "project", "path", "language", "code")
+_LENGTH_BYTES = 8
 _SCHEMA = pa.schema([(name, pa.string()) for name in FILE_COLUMNS])
 
 DUPLICATE = "duplicate of a file read before"
@@ -189,6 +190,29 @@ def write_whole(path: Path, content: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(partial, path)
+
+
+def write_part(path: Path, content: bytes | pa.Buffer) -> None:
+    """Write a part of a build that can be made again, without waiting for the disk; `is_whole` tells whether it stands.
+
+    The content is followed by the length of the file, so that a part that a power failure has cut short is known.
+    """
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    with open(partial, "wb") as file:
+        file.write(content)
+        file.write((len(content) + _LENGTH_BYTES).to_bytes(_LENGTH_BYTES, "little"))
+    os.replace(partial, path)
+
+
+def is_whole(path: Path) -> bool:
+    """Whether `write_part` has written this file, to its end."""
+    try:
+        with open(path, "rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(size - _LENGTH_BYTES, 0))
+            return size >= _LENGTH_BYTES and int.from_bytes(file.read(), "little") == size
+    except FileNotFoundError:
+        return False
 
 
 def _digest(text: str) -> bytes:

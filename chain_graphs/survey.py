@@ -6,7 +6,6 @@ again, so that each text is cut into pieces once.
 """
 
 import re
-from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -15,8 +14,8 @@ import numpy as np
 import pyarrow as pa
 
 from .duplicates import NUM_HASHES, signature
-from .encoding import TextPieces, cut_into_pieces
-from .staging import Staging, read_batch, write_whole
+from .encoding import cut_into_pieces
+from .staging import Staging, read_batch, write_part
 
 if TYPE_CHECKING:
     from .worker import Guard
@@ -24,6 +23,8 @@ if TYPE_CHECKING:
 # Not learned from: data in strings. A file of one such run would take the trainer hours.
 _LONG_RUN = re.compile(r"\S{1000,}|\s{1000,}")
 _HALF_RUN = 500
+# Batches whose counts of pieces are held before they are added up.
+_MERGED_BATCHES = 64
 
 
 def survey_path(staged: Path) -> Path:
@@ -36,19 +37,15 @@ class Survey(NamedTuple):
 
     Attributes:
         signatures: uint32 `(files, NUM_HASHES)`, see `duplicates.signature`; zeros for a file that was not read.
-        distinct: the distinct pieces of the batch.
+        distinct: the distinct pieces of the batch, an Arrow array of strings.
         pieces: the pieces of each text as numbers in `distinct`, int32; None for a file that was not read.
         learned: those that a tokenizer may learn from: without long runs that are data.
     """
 
     signatures: np.ndarray
-    distinct: list[str]
+    distinct: pa.ChunkedArray
     pieces: list[np.ndarray | None]
     learned: list[np.ndarray | None]
-
-    def of_file(self, position: int) -> TextPieces | None:
-        """The pieces of one text, for `TextEncoder.encode`."""
-        return None if self.pieces[position] is None else TextPieces(self.pieces[position], self.distinct)
 
 
 def write_survey(staged: Path, out: Path, guard: "Guard", skip: dict[int, str]) -> None:
@@ -85,14 +82,14 @@ def write_survey(staged: Path, out: Path, guard: "Guard", skip: dict[int, str]) 
     distinct = pa.table({"distinct": pa.array(list(numbers), pa.string())})
     with pa.ipc.new_stream(sink, distinct.schema) as writer:
         writer.write_table(distinct)
-    write_whole(out, sink.getvalue())
+    write_part(out, sink.getvalue())
 
 
 def read_survey(path: Path) -> Survey:
     """What `write_survey` has put into a file."""
     with pa.OSFile(str(path)) as source:
         table = pa.ipc.open_stream(source).read_all()
-        distinct = pa.ipc.open_stream(source).read_all()["distinct"].to_pylist()
+        distinct = pa.ipc.open_stream(source).read_all()["distinct"]
     pieces, learned = (
         [row.values.to_numpy() if row.is_valid else None for row in table[name]] for name in ("pieces", "learned")
     )
@@ -112,7 +109,7 @@ def has_long_run(text: str) -> bool:
     return False
 
 
-def count_pieces(staging: Staging, chosen: Iterable[int]) -> Counter[str]:
+def count_pieces(staging: Staging, chosen: Iterable[int]) -> dict[str, int]:
     """How often each piece occurs in some files.
 
     Args:
@@ -121,7 +118,8 @@ def count_pieces(staging: Staging, chosen: Iterable[int]) -> Counter[str]:
     """
     is_chosen = np.zeros(staging.num_files, dtype=bool)
     is_chosen[np.fromiter(chosen, dtype=np.int64)] = True
-    counts: Counter[str] = Counter()
+    pieces, counts = pa.chunked_array([], pa.string()), np.zeros(0, dtype=np.int64)
+    waiting = []
     for index, batch in enumerate(staging.batches):
         survey = read_survey(survey_path(batch.path))
         numbers = staging.numbers_of(index)
@@ -129,17 +127,29 @@ def count_pieces(staging: Staging, chosen: Iterable[int]) -> Counter[str]:
             survey.pieces[position] if survey.learned[position] is None else survey.learned[position]
             for position in np.flatnonzero(is_chosen[numbers.start : numbers.stop]).tolist()
         ]
-        rows = [row for row in rows if row is not None]
-        if rows:
-            of_batch = np.bincount(np.concatenate(rows), minlength=len(survey.distinct))
-            counts.update(dict(zip(survey.distinct, of_batch.tolist(), strict=True)))
-    return +counts
+        read = np.concatenate([row for row in rows if row is not None] or [np.zeros(0, np.int32)])
+        waiting.append((survey.distinct, np.bincount(read, minlength=len(survey.distinct))))
+        if len(waiting) == _MERGED_BATCHES or index + 1 == len(staging.batches):
+            pieces, counts = _sum([(pieces, counts), *waiting])
+            waiting.clear()
+    return {piece: count for piece, count in zip(pieces.to_pylist(), counts.tolist(), strict=True) if count}
+
+
+def _sum(parts: list[tuple[pa.ChunkedArray, np.ndarray]]) -> tuple[pa.ChunkedArray, np.ndarray]:
+    """Counts of the same texts added up."""
+    chunks = [chunk for texts, _ in parts for chunk in texts.chunks]
+    texts = pa.chunked_array(chunks, pa.string()).combine_chunks().dictionary_encode()
+    weights = np.concatenate([counts for _, counts in parts])
+    # Doubles hold whole numbers exactly up to 2 ** 53.
+    sums = np.bincount(texts.indices.to_numpy(), weights, minlength=len(texts.dictionary)).astype(np.int64)
+    return pa.chunked_array([texts.dictionary]), sums
 
 
 def _numbered(pieces: list[str], numbers: dict[str, int]) -> np.ndarray:
     """Each piece's number; new ones are given the next."""
     for piece in dict.fromkeys(pieces):
-        numbers.setdefault(piece, len(numbers))
+        if piece not in numbers:
+            numbers[piece] = len(numbers)
     return np.fromiter(map(numbers.__getitem__, pieces), dtype=np.int32, count=len(pieces))
 
 
