@@ -19,6 +19,7 @@ underscores to words would save 4 % of the tokens and lose that `path` in `load_
 
 import hashlib
 import json
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -36,7 +37,9 @@ if TYPE_CHECKING:
 SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>")
 MASK_TOKEN = "<mask>"
 MODEL_MAX_LENGTH = 1024
-_REPEATS = 1000
+# Words of one text that the trainer is given.
+_PART_WORDS = 4000
+_PARALLELISM = "TOKENIZERS_PARALLELISM"
 
 
 # The arguments of `PreTrainedTokenizerFast` for a tokenizer trained here.
@@ -103,7 +106,13 @@ def train_on_pieces(counts: Mapping[str, int], vocab_size: int = 16_000, show_pr
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     # No letter of the byte-level alphabet.
     backend.pre_tokenizer = pre_tokenizers.CharDelimiterSplit(" ")
-    backend.train_from_iterator(_repeated(counts, byte_level), trainer)
+    parallelism = os.environ.get(_PARALLELISM)
+    try:
+        backend.train_from_iterator(_repeated(counts, byte_level), trainer)
+    finally:
+        os.environ.pop(_PARALLELISM, None)
+        if parallelism is not None:
+            os.environ[_PARALLELISM] = parallelism
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Split(Regex(PIECES), behavior="isolated"), byte_level]
     )
@@ -119,12 +128,21 @@ def train_on_pieces(counts: Mapping[str, int], vocab_size: int = 16_000, show_pr
 
 def _repeated(counts: Mapping[str, int], byte_level: pre_tokenizers.ByteLevel) -> Iterator[str]:
     """Texts that hold each piece as often as it occurs, separated by spaces, in parts that threads can share."""
+    part, num_words = [], 0
     for piece, count in counts.items():
         word = byte_level.pre_tokenize_str(piece)[0][0]
         # There is nothing to merge in a single byte, and the alphabet is given.
-        if len(word) > 1:
-            for begin in range(0, count, _REPEATS):
-                yield f"{word} " * min(_REPEATS, count - begin)
+        while len(word) > 1 and count:
+            taken = min(count, _PART_WORDS - num_words)
+            part.append(f"{word} " * taken)
+            num_words += taken
+            count -= taken
+            if num_words == _PART_WORDS:
+                yield "".join(part)
+                part, num_words = [], 0
+    yield "".join(part)
+    # The merges that follow are thousands of small steps, which threads would only slow down.
+    os.environ[_PARALLELISM] = "false"
 
 
 def _mask_token() -> AddedToken:
