@@ -92,7 +92,7 @@ def _watch(process: subprocess.Popen, peaks: dict[int, int]) -> None:
                     peaks[int(entry.name)] = int(status.partition("VmHWM:")[2].split()[0]) * 1024
             except (OSError, IndexError):
                 continue
-        time.sleep(0.1)
+        time.sleep(0.5)
 
 
 def measure(source: list[str], tokenizer: str, directory: Path, num_procs: tuple[int, ...]) -> list[dict]:

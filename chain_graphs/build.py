@@ -438,15 +438,15 @@ def _make_rows(work, staging, pool, repeats, tokenizer_dir, arguments, extract, 
         return Task(f"{__package__}.rows:write_rows", arguments_of_rows)
 
     waiting = [index for index, path in enumerate(outputs) if not is_whole(path)]
+    # What the end of a build needs is loaded piece by piece while workers are busy, so that none waits long.
+    libraries = [f"{__package__}.card", "datasets", "huggingface_hub.hf_api", "pandas"]
     following = iter(outputs)
     path = next(following, None)
 
     def put_together() -> None:
         nonlocal path
-        if path == outputs[0]:
-            # Libraries that the end of a build needs are loaded while other workers go on.
-            importlib.import_module("datasets")
-            importlib.import_module(f"{__package__}.card")
+        if libraries:
+            importlib.import_module(libraries.pop())
         while path is not None and is_whole(path):
             assembly.add(path)
             path = next(following, None)

@@ -145,6 +145,7 @@ def link_file(
     tokenizer: "PreTrainedTokenizerFast",
     leaf_encoder: LeafEncoder | None = None,
     pieces: TextPieces | None = None,
+    language: str = "python",
 ) -> tuple[dict[str, np.ndarray], dict[str, int]]:
     """Tokenise one file and hang its triples on its tokens (DESIGN: leafy chain graph, sparse form).
 
@@ -154,6 +155,8 @@ def link_file(
         tokenizer: a fast tokenizer; its offsets place the triples.
         leaf_encoder: shared over files to encode each name once; made here if not given.
         pieces: of `code`, if they are known (see `TextEncoder.encode`).
+        language: of the file. Outside Python a name may begin or end with signs (`$name`, `run!`, `'./path'`, `List<T>`),
+            which share their tokens with what stands beside them: `_trim` leaves those tokens out of the anchor.
 
     Returns:
         The row's columns (`ROW_COLUMNS`, numpy arrays) and counts: `triples`, `triples_linked` (at least one anchor),
@@ -176,6 +179,8 @@ def link_file(
     anchors = _list_anchors(graph.triples, leaf_encoder)
     first = np.searchsorted(ends, anchors.start, side="right")
     last = np.searchsorted(starts, anchors.end, side="left")
+    if language != "python":
+        first, last = _trim(characters, anchors, first, last, text_starts, ends)
     is_linked = (last > first) & (anchors.leaf_length > 0)
     # Anchors are sorted by place, so that a window's anchors are one slice of the row.
     linked = np.flatnonzero(is_linked)
@@ -220,6 +225,35 @@ def link_file(
         "leaf_tokens": int(leaf_offsets[-1]),
     }
     return columns, stats
+
+
+def _trim(
+    characters: _Characters, anchors: "_Anchors", first: np.ndarray, last: np.ndarray, text_starts, ends
+) -> tuple[np.ndarray, np.ndarray]:
+    """Leaves out a token at the edge of an anchor that reaches beyond it and holds only signs of it.
+
+    Args:
+        characters: of the text.
+        anchors: with their spans.
+        first, last: int arrays `(anchors,)`, the tokens that overlap each span.
+        text_starts, ends: int arrays `(tokens,)`, the tokens' spans without the space in front.
+
+    Returns:
+        `first` and `last` anew; at least one token of an anchor is left, and none goes that holds a letter or digit of it.
+    """
+    words_before = np.concatenate([[0], np.cumsum(characters.is_word)])
+    first, last = first.copy(), last.copy()
+    several = np.flatnonzero(last - first > 1)
+    token = first[several]
+    inside = np.minimum(ends[token], anchors.end[several])
+    reaches = text_starts[token] < anchors.start[several]
+    first[several[reaches & (words_before[inside] == words_before[anchors.start[several]])]] += 1
+    several = np.flatnonzero(last - first > 1)
+    token = last[several] - 1
+    inside = np.maximum(text_starts[token], anchors.start[several])
+    reaches = ends[token] > anchors.end[several]
+    last[several[reaches & (words_before[anchors.end[several]] == words_before[inside])]] -= 1
+    return first, last
 
 
 class _Anchors:

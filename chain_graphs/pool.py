@@ -89,11 +89,11 @@ class WorkerPool:
     def run(self, tasks: Iterable[Task], done: Callable[[], None] | None = None) -> None:
         """Run all tasks, in any order.
 
-        What this process does to make the next task, or when one is done, it does while the worker that is concerned
-        waits and the others go on: so that with N workers no more than N processes work at a time, and hardly fewer.
+        With one worker, this process and the worker take turns: one processor is used, as was asked for. With more, the
+        next task is made while all of them are busy, so that none waits for it.
 
         Args:
-            tasks: what to do; taken one by one, when a worker is free.
+            tasks: what to do; taken one by one.
             done: called after each task.
 
         Raises:
@@ -114,6 +114,10 @@ class WorkerPool:
             busy = [worker for worker in self._workers if worker.task is not None]
             if not busy and not again:
                 return
+            if self.num_proc > 1 and not again:
+                task = next(source, None)
+                if task is not None:
+                    again.append(task)
             ready = set(wait([worker.connection for worker in busy]))
             for worker in busy:
                 if worker.connection not in ready:

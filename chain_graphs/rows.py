@@ -84,7 +84,9 @@ class RowMaker:
                 graph = self.extract(file)
                 known = survey.pieces[position] if survey else None
                 pieces = None if known is None else TextPieces(known, distinct)
-                columns, stats = linking.link_file(file["code"], graph, self.tokenizer, self.leaf_encoder, pieces)
+                columns, stats = linking.link_file(
+                    file["code"], graph, self.tokenizer, self.leaf_encoder, pieces, file["language"]
+                )
                 columns |= self.fact_columns(graph.triples)
             except (ValueError, RecursionError, MemoryError) as error:
                 message = str(error).strip().split("\n")[0][:120]
