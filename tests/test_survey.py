@@ -59,7 +59,7 @@ def test_pieces_of_chosen_files_are_counted(tmp_path, monkeypatch, merged):
         expected.update(cut_into_pieces(re.sub(r"\S{1000,}", " ", texts[number])))
     assert count_pieces(staging, [1, 4, 5, 12]) == expected
     assert staging.of_projects({"p1"}, {4: 1}) == [1, 7, 10]
-    assert staging.of_projects({"p0", "p1"}, {}, every=3) == [4, 9]
+    assert staging.of_projects({"p0", "p1"}, {}, every=3) == [3, 7, 12]
     assert staging.sizes({0}) == {
         f"p{k}": sum(len(text) for i, text in enumerate(texts) if i % 3 == k and i) for k in (1, 2, 0)
     }
