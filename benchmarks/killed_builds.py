@@ -32,11 +32,10 @@ def _progress(work: Path) -> str:
     """What stands in the working directory of a stopped build."""
     if not work.exists():
         return "nothing"
-    counts = [
-        f"{len(list((work / name).iterdir()))} {name}" for name in ("signatures", "rows") if (work / name).exists()
-    ]
-    names = [name for name in ("staging", "tokenizer", "dataset") if (work / name).exists()]
-    return ", ".join(names + counts)
+    patterns = {"staged": "staging/*/*.arrow", "surveyed": "staging/*/*.survey", "rows": "rows/*.arrow"}
+    counts = {name: len(list(work.glob(pattern))) for name, pattern in patterns.items()}
+    names = [name for name in ("tokenizer", "dataset") if (work / name).exists()]
+    return ", ".join([*(f"{count} {name}" for name, count in counts.items() if count), *names])
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,6 +1,7 @@
 """Row files of all batches become the splits of a `datasets.DatasetDict`, with counts and the overlap of the splits.
 
 Goes through the row files one batch at a time: memory holds one batch and the distinct facts of the held-out splits.
+The facts of training are compared with them in the end, when all of the held-out ones are known.
 """
 
 import json
@@ -84,57 +85,62 @@ def _facts_of(table: pa.Table) -> np.ndarray:
     return result
 
 
-def assemble(
-    row_files: list[Path], assignment: dict[str, str], tally: Tally, directory: Path
-) -> tuple[dict[str, list[Path]], dict]:
-    """Write the splits' data files.
+class Assembly:
+    """The splits' data files, written batch by batch while later batches are still being made.
 
     Args:
-        row_files: the batches' rows in the order of the corpus (see `RowMaker.make`).
         assignment: split of each project.
         tally: gets the files' reports.
         directory: an empty directory; each split's data files go into a directory of its name.
-
-    Returns:
-        The data files of each split and the overlap of the splits (`Overlap.report`).
-
-    Raises:
-        BuildError: no file of a split could be read.
     """
-    splits = [name for name in SPLITS if name in assignment.values()]
-    overlap = Overlap()
-    for table, reports in _read(row_files):
+
+    def __init__(self, assignment: dict[str, str], tally: Tally, directory: Path):
+        self._assignment, self._tally = assignment, tally
+        self._row_files: list[Path] = []
+        self._overlap = Overlap()
+        self._writers = {split: _ShardWriter(directory / split) for split in SPLITS if split in assignment.values()}
+
+    def add(self, row_file: Path) -> None:
+        """Take the rows of the next batch in the order of the corpus (see `RowMaker.make`)."""
+        self._row_files.append(row_file)
+        table, reports = _read(row_file)
         for report in reports:
-            tally.add(report, assignment[report["project"]])
-        for split, part in _by_split(table, assignment):
+            self._tally.add(report, self._assignment[report["project"]])
+        for split, part in self._by_split(table):
             if split != "train":
-                overlap.add_held_out(split, _facts_of(part))
-    for split in splits:
-        if tally.by_split[split]["files"] == 0:
-            reasons = "; ".join(dict.fromkeys(item.reason for item in tally.skipped[-5:]))
-            raise BuildError(f"no file of the {split} split could be extracted; the first reasons: {reasons}")
-    writers = {split: _ShardWriter(directory / split) for split in splits}
-    for table, _ in _read(row_files):
-        for split, part in _by_split(table, assignment):
-            if split == "train":
-                overlap.add_training(_facts_of(part)["hash"])
-            writers[split].write(part.drop_columns(list(FACT_COLUMNS)))
-    return {split: writer.close() for split, writer in writers.items()}, overlap.report()
+                self._overlap.add_held_out(split, _facts_of(part))
+            self._writers[split].write(part.drop_columns(list(FACT_COLUMNS)))
+
+    def finish(self) -> tuple[dict[str, list[Path]], dict]:
+        """The data files of each split and the overlap of the splits (`Overlap.report`), after the last batch.
+
+        Raises:
+            BuildError: no file of a split could be read.
+        """
+        data_files = {split: writer.close() for split, writer in self._writers.items()}
+        for split in self._writers:
+            if self._tally.by_split[split]["files"] == 0:
+                reasons = "; ".join(dict.fromkeys(item.reason for item in self._tally.skipped[-5:]))
+                raise BuildError(f"no file of the {split} split could be extracted; the first reasons: {reasons}")
+        for row_file in self._row_files:
+            for split, part in self._by_split(_read(row_file)[0]):
+                if split == "train":
+                    self._overlap.add_training(_facts_of(part)["hash"])
+        return data_files, self._overlap.report()
+
+    def _by_split(self, table: pa.Table) -> Iterator[tuple[str, pa.Table]]:
+        where = [self._assignment[project] for project in table["project"].to_pylist()]
+        for split in self._writers:
+            if split in where:
+                is_whole = len(set(where)) == 1
+                yield split, table if is_whole else table.filter(pc.equal(pa.array(where), split))
 
 
-def _read(row_files: list[Path]) -> Iterator[tuple[pa.Table, list[dict]]]:
-    for path in row_files:
-        with pa.OSFile(str(path)) as source:
-            table = pa.ipc.open_stream(source).read_all()
-        reports = json.loads(table.schema.metadata[b"reports"])
-        yield table.replace_schema_metadata(None), reports
-
-
-def _by_split(table: pa.Table, assignment: dict[str, str]) -> Iterator[tuple[str, pa.Table]]:
-    where = [assignment[project] for project in table["project"].to_pylist()]
-    for split in SPLITS:
-        if split in where:
-            yield split, table if len(set(where)) == 1 else table.filter(pc.equal(pa.array(where), split))
+def _read(row_file: Path) -> tuple[pa.Table, list[dict]]:
+    with pa.OSFile(str(row_file)) as source:
+        table = pa.ipc.open_stream(source).read_all()
+    reports = json.loads(table.schema.metadata[b"reports"])
+    return table.replace_schema_metadata(None), reports
 
 
 class _ShardWriter:

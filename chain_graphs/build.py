@@ -1,19 +1,20 @@
 """The command that builds a dataset of chain graphs from corpora: `python -m graphmert.chain_graphs.build --help`.
 
-Order of work: read all sources into staging files (skipping with reasons, dropping exact duplicates), find
-near-duplicates, assign projects to splits, train the tokenizer on the training split or load a given one, extract and
-link each batch of files in processes, write the splits and the manifest. All of it goes into a hidden directory beside
-the output, each file whole or not at all, and the dataset is renamed into its place at the end. So a build that is killed
-leaves nothing that loads, and the same command continues it; what it makes is the same to the byte.
+Order of work: read all sources into staging files (skipping with reasons, dropping exact duplicates) and survey each
+batch of files in processes, find near-duplicates, assign projects to splits, train the tokenizer on the training split or
+load a given one, extract and link each batch in processes and put the rows together, write the manifest. All of it goes
+into a hidden directory beside the output, each file whole or not at all, and the dataset is renamed into its place at the
+end. So a build that is killed leaves nothing that loads, and the same command continues it; what it makes is the same to
+the byte.
 """
 
 import argparse
 import dataclasses
+import importlib
 import os
-import re
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,8 +60,6 @@ ENGINES = ("processes", "ray")
 _NOT_RECORDED = ("output", "num_proc", "engine", "cache_dir", "overwrite", "restart")
 # A tokenizer is trained on at most so many characters: each n-th file of a larger training split.
 TOKENIZER_CHARS = 100_000_000
-# Not learned from: data in strings. A file of one such run would take the trainer hours.
-_LONG_RUN = re.compile(r"\S{1000,}|\s{1000,}")
 
 
 def recorded(arguments: BuildArguments) -> dict:
@@ -305,12 +304,12 @@ def check_output(arguments: BuildArguments) -> None:
 def _build_in(work: Path, sources: list[Source], arguments: BuildArguments, extract: Callable | None) -> None:
     """Make the dataset in `work / "dataset"`; what an earlier run has left in `work` is taken up."""
     # Imported here: they load libraries that --help and early refusals need not wait for.
-    from .assembly import SPLITS, assemble, count_duplicates, write_dataset_files
-    from .manifest import TOKENIZER_DIR, Tally, make_manifest, write_manifest
+    from .assembly import Assembly, count_duplicates
+    from .manifest import TOKENIZER_DIR, Tally
     from .pool import WorkerPool
     from .sources import SkippedFile
     from .staging import Staging
-    from .tokenizer import check_vocab_size, load_tokenizer, num_entries, save_backend, tokenizer_sha256
+    from .tokenizer import check_vocab_size, load_tokenizer
 
     given_tokenizer = load_tokenizer(arguments.tokenizer) if arguments.tokenizer else None
     check_vocab_size(arguments.vocab_size)
@@ -319,10 +318,9 @@ def _build_in(work: Path, sources: list[Source], arguments: BuildArguments, extr
         if warning:
             say(f"warning: {warning}")
     staging = Staging(work / "staging")
-    num_found = [staging.add(number, lambda source=source: _read(source)) for number, source in enumerate(sources)]
-    _refuse_empty(sources, num_found, staging)
-    with WorkerPool(min(arguments.num_proc, len(staging.batches)), arguments.max_file_seconds) as pool:
-        repeats = _find_near_duplicates(work, staging, pool, arguments.near_duplicates)
+    with WorkerPool(arguments.num_proc, arguments.max_file_seconds) as pool:
+        _stage(staging, sources, pool, must_survey=arguments.near_duplicates > 0 or given_tokenizer is None)
+        repeats = _find_near_duplicates(staging, arguments.near_duplicates)
         sizes = staging.sizes(repeats)
         assignment = split_projects(
             sizes,
@@ -339,25 +337,36 @@ def _build_in(work: Path, sources: list[Source], arguments: BuildArguments, extr
             if given_tokenizer is not None:
                 given_tokenizer.save_pretrained(partial)
             else:
-                save_backend(_train(staging, sizes, assignment, repeats, arguments.vocab_size), partial)
+                _train(staging, sizes, assignment, repeats, arguments.vocab_size, partial)
             os.replace(partial, tokenizer_dir)
         if arguments.across_files and extract is None:
             from .projects import index_projects
 
             say("indexing each project for imports across its files")
             extract = index_projects(staging.files, work / "projects")
-        row_files = _make_rows(work, staging, pool, repeats, tokenizer_dir, arguments, extract)
+        tally = Tally()
+        tally.skipped.extend(staging.skipped)
+        places = staging.places({*repeats, *repeats.values()})
+        for number, other in repeats.items():
+            place = places[number]
+            tally.skipped.append(SkippedFile(place["source"], place["path"], NEAR_DUPLICATE, places[other]["path"]))
+        dataset = work / "dataset"
+        shutil.rmtree(dataset, ignore_errors=True)
+        assembly = Assembly(assignment, tally, dataset)
+        _make_rows(work, staging, pool, repeats, tokenizer_dir, arguments, extract, assembly)
+    near_duplicates = {"threshold": arguments.near_duplicates} | count_duplicates(repeats, places, assignment)
+    _finish(dataset, assembly, tally, sources, arguments, assignment, tokenizer_dir, near_duplicates)
+
+
+def _finish(dataset, assembly, tally, sources, arguments, assignment, tokenizer_dir, near_duplicates: dict) -> None:
+    """What stands beside the rows: tokenizer, card and, last, the manifest."""
+    from .assembly import SPLITS, write_dataset_files
+    from .card import make_card
+    from .manifest import TOKENIZER_DIR, make_manifest, write_manifest
+    from .tokenizer import num_entries, tokenizer_sha256
 
     say("writing the splits")
-    dataset = work / "dataset"
-    shutil.rmtree(dataset, ignore_errors=True)
-    tally = Tally()
-    tally.skipped.extend(staging.skipped)
-    places = staging.places({*repeats, *repeats.values()})
-    for number, other in repeats.items():
-        place = places[number]
-        tally.skipped.append(SkippedFile(place["source"], place["path"], NEAR_DUPLICATE, places[other]["path"]))
-    data_files, overlap = assemble(row_files, assignment, tally, dataset)
+    data_files, overlap = assembly.finish()
     write_dataset_files(data_files, dataset)
     shutil.copytree(tokenizer_dir, dataset / TOKENIZER_DIR)
     manifest = make_manifest(
@@ -370,11 +379,9 @@ def _build_in(work: Path, sources: list[Source], arguments: BuildArguments, extr
             "vocab_size": num_entries(tokenizer_dir),
             "sha256": tokenizer_sha256(tokenizer_dir),
         },
-        {"threshold": arguments.near_duplicates} | count_duplicates(repeats, places, assignment),
+        near_duplicates,
         {split: overlap.get(split) for split in SPLITS if split in overlap},
     )
-    from .card import make_card
-
     make_card(manifest).save(dataset / "README.md")
     write_manifest(manifest, dataset)
 
@@ -382,69 +389,88 @@ def _build_in(work: Path, sources: list[Source], arguments: BuildArguments, extr
 NEAR_DUPLICATE = "near-duplicate of a file read before (--near-duplicates)"
 
 
-def _find_near_duplicates(work: Path, staging, pool, threshold: float) -> dict[int, int]:
+def _stage(staging, sources: list[Source], pool, must_survey: bool) -> None:
+    """Read all sources; each batch is surveyed by a worker while the next are read."""
+    from .pool import Task
+    from .staging import is_whole
+    from .survey import survey_path
+
+    def tasks() -> Iterator[Task]:
+        for number, source in enumerate(sources):
+            for batch in staging.add(number, lambda source=source: _read(source)):
+                out = survey_path(batch.path)
+                if must_survey and not is_whole(out):
+                    yield Task(f"{__package__}.survey:write_survey", (batch.path, out))
+
+    pool.run(tasks())
+    _refuse_empty(sources, staging)
+
+
+def _find_near_duplicates(staging, threshold: float) -> dict[int, int]:
     """For each file that repeats another nearly, by its number, the number of that other."""
     if not threshold:
         return {}
     import numpy as np
 
-    from .duplicates import NUM_HASHES, near_duplicates
-    from .pool import Task
+    from .duplicates import near_duplicates
+    from .survey import read_survey, survey_path
 
-    say("looking for near-duplicates")
-    directory = work / "signatures"
-    directory.mkdir(exist_ok=True)
-    outputs = [directory / f"{number:06d}" for number in range(len(staging.batches))]
-    _run(
-        pool,
-        "near-duplicates",
-        outputs,
-        lambda number: Task(
-            f"{__package__}.rows:write_signatures",
-            (staging.batches[number].path, staging.batches[number].index, outputs[number]),
-        ),
-    )
-    parts = [np.fromfile(path, dtype=np.uint32).reshape(-1, NUM_HASHES) for path in outputs]
+    parts = [read_survey(survey_path(batch.path)).signatures for batch in staging.batches]
     return near_duplicates(np.concatenate(parts), threshold)
 
 
-def _make_rows(work, staging, pool, repeats, tokenizer_dir, arguments, extract) -> list[Path]:
-    """The row files of all batches, in the order of the corpus."""
+def _make_rows(work, staging, pool, repeats, tokenizer_dir, arguments, extract, assembly) -> None:
+    """Make the rows of all batches and put them together in the order of the corpus."""
     from .pool import Task
     from .rows import default_extract
+    from .staging import is_whole
 
-    say(f"extracting and linking with {pool.num_proc} process(es)")
+    say(f"extracting and linking with {arguments.num_proc} process(es)")
     directory = work / "rows"
     directory.mkdir(exist_ok=True)
     outputs = [directory / f"{number:06d}.arrow" for number in range(len(staging.batches))]
-    ends = [batch.first for batch in staging.batches[1:]] + [staging.num_files]
+    tokenizer_file = tokenizer_dir / "tokenizer.json"
 
-    def task(number: int) -> Task:
-        batch = staging.batches[number]
-        dropped = {file - batch.first for file in range(batch.first, ends[number]) if file in repeats}
-        tokenizer_file = tokenizer_dir / "tokenizer.json"
-        return Task(
-            f"{__package__}.rows:write_rows",
-            (batch.path, batch.index, outputs[number], dropped, tokenizer_file, extract or default_extract),
-        )
+    def task(index: int) -> Task:
+        batch = staging.batches[index]
+        dropped = {number - batch.first for number in staging.numbers_of(index) if number in repeats}
+        arguments_of_rows = (batch.path, outputs[index], dropped, tokenizer_file, extract or default_extract)
+        return Task(f"{__package__}.rows:write_rows", arguments_of_rows)
+
+    waiting = [index for index, path in enumerate(outputs) if not is_whole(path)]
+    # What the end of a build needs is loaded piece by piece while workers are busy, so that none waits long.
+    libraries = [f"{__package__}.card", "datasets", "huggingface_hub.hf_api", "pandas"]
+    following = iter(outputs)
+    path = next(following, None)
+
+    def put_together() -> None:
+        nonlocal path
+        if libraries:
+            importlib.import_module(libraries.pop())
+        while path is not None and is_whole(path):
+            assembly.add(path)
+            path = next(following, None)
 
     if arguments.engine == "ray":
         from .ray_engine import run_with_ray
 
-        waiting = [number for number, path in enumerate(outputs) if not path.exists()]
-        run_with_ray([task(number) for number in waiting], arguments.num_proc, arguments.max_file_seconds)
+        run_with_ray([task(index) for index in waiting], arguments.num_proc, arguments.max_file_seconds)
     else:
-        _run(pool, "linking", outputs, task)
-    return outputs
+        _run(pool, "linking", list(map(task, waiting)), put_together)
+    put_together()
 
 
-def _run(pool, title: str, outputs: list[Path], task: Callable) -> None:
-    """Run the tasks whose output does not exist yet."""
+def _run(pool, title: str, tasks: list, done: Callable[[], None]) -> None:
+    """Run tasks with a bar; `done` is called after each."""
     from tqdm import tqdm
 
-    waiting = [number for number, path in enumerate(outputs) if not path.exists()]
-    with tqdm(total=len(waiting), desc=title, disable=None, leave=False) as bar:
-        pool.run((task(number) for number in waiting), bar.update)
+    with tqdm(total=len(tasks), desc=title, disable=None, leave=False) as bar:
+
+        def one_done() -> None:
+            bar.update()
+            done()
+
+        pool.run(tasks, one_done)
 
 
 def _read(source: Source):
@@ -454,11 +480,11 @@ def _read(source: Source):
     return tqdm(source.files(), desc="reading", unit=" files", disable=None, leave=False)
 
 
-def _refuse_empty(sources: list[Source], num_found: list[int], staging) -> None:
+def _refuse_empty(sources: list[Source], staging) -> None:
     """A source without any file of code is a mistake of the user's (a wrong path), not an empty dataset."""
     from collections import Counter
 
-    for source, count in zip(sources, num_found, strict=True):
+    for source, count in zip(sources, staging.num_found, strict=True):
         if count == 0:
             raise BuildError(
                 f"source {source.spec} has no file of code in {', '.join(source.options.languages)}; check the path, or "
@@ -471,14 +497,17 @@ def _refuse_empty(sources: list[Source], num_found: list[int], staging) -> None:
         )
 
 
-def _train(staging, sizes: dict, assignment: dict[str, str], repeats: dict[int, int], vocab_size: int):
-    from .tokenizer import train_backend
+def _train(
+    staging, sizes: dict, assignment: dict[str, str], repeats: dict[int, int], vocab_size: int, out: Path
+) -> None:
+    from .survey import count_pieces
+    from .tokenizer import save_backend, train_on_pieces
 
     say(f"training a tokenizer of {vocab_size} entries on the training split")
     training = {project for project, split in assignment.items() if split == "train"}
     every = -(-sum(sizes[project] for project in training) // TOKENIZER_CHARS)
-    texts = (_LONG_RUN.sub(" ", text) for text in staging.texts(training, repeats, every))
-    return train_backend(texts, vocab_size)
+    counts = count_pieces(staging, staging.of_projects(training, repeats, every))
+    save_backend(train_on_pieces(counts, vocab_size), out)
 
 
 def say(message: str) -> None:

@@ -2,7 +2,8 @@
 
 `tokenizers` cuts a text into pieces with its own regular expressions and encodes each occurrence of a piece: more than
 half of a build's time. Code repeats itself, so here Python's `re` cuts and a table holds the tokens of every piece met so
-far; that gives the same tokens five times as fast. It holds for ASCII text and for the tokenizers of `tokenizer.py`, whose
+far; that gives the same tokens five times as fast. Where the pieces of a text are known from an earlier look at it
+(`survey.py`), it is not even cut again. All this holds for ASCII text and for the tokenizers of `tokenizer.py`, whose
 pattern both engines read alike; lines with other characters, and other tokenizers, go to `tokenizers` itself.
 """
 
@@ -10,9 +11,10 @@ import json
 import re
 from array import array
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
 from .pieces import PIECES
 
@@ -22,6 +24,29 @@ MAX_TABLE_TOKENS = 4_000_000
 _MAX_PIECE_CHARS = 200
 # A piece that begins with a line break never reaches over a character that is no space: here a text may be cut.
 _CUT = re.compile(r"(?<=[!-~])(?=\n)")
+_find_pieces = re.compile(PIECES, re.ASCII).findall
+_split = pre_tokenizers.Split(Regex(PIECES), behavior="isolated")
+
+
+def cut_into_pieces(text: str) -> list[str]:
+    """The pieces that the tokenizers of `tokenizer.py` cut a text into, one after the other."""
+    if text.isascii():
+        return _find_pieces(text)
+    pieces: list[str] = []
+    for part in _ascii_and_other(text):
+        pieces += _find_pieces(part) if part.isascii() else [piece for piece, _ in _split.pre_tokenize_str(part)]
+    return pieces
+
+
+class TextPieces(NamedTuple):
+    """The pieces of a text, cut before: `distinct[numbers[0]]`, `distinct[numbers[1]]`, ..."""
+
+    numbers: np.ndarray
+    distinct: list[str]
+
+    def ends(self) -> np.ndarray:
+        """The character at which each piece ends, int64."""
+        return np.cumsum(np.fromiter(map(len, self.distinct), dtype=np.int64)[self.numbers])
 
 
 class TextEncoder:
@@ -45,6 +70,8 @@ class TextEncoder:
         self._numbers: dict[str, int] = {}
         # Tokens of piece k: those from begin[k] to begin[k + 1].
         self._begin, self._ids, self._lengths = array("q", [0]), array("i"), array("i")
+        # The texts whose places in the table were looked up last, and those places.
+        self._looked_up: tuple[list[str] | None, np.ndarray | None] = (None, None)
 
     def ids(self, text: str) -> list[int]:
         """Token ids of a short text."""
@@ -56,11 +83,12 @@ class TextEncoder:
             result.extend(self._ids[self._begin[number] : self._begin[number + 1]])
         return result
 
-    def encode(self, text: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def encode(self, text: str, pieces: TextPieces | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Tokens of a text.
 
         Args:
             text: of any length.
+            pieces: what `cut_into_pieces` makes of it, if that is known.
 
         Returns:
             Token ids, first characters and ends: three int64 arrays `(tokens,)`.
@@ -68,10 +96,18 @@ class TextEncoder:
         if not self._is_plain(text):
             return self._encode_whole(text)
         if text.isascii():
-            return self._encode_pieces(text)
+            return self._encode_pieces(text, pieces)
         parts, begin = [], 0
+        piece_ends = None if pieces is None else pieces.ends()
         for part in _ascii_and_other(text):
-            ids, starts, ends = self._encode_pieces(part) if part.isascii() else self._encode_whole(part)
+            if part.isascii():
+                known = None
+                if pieces is not None:
+                    first, last = np.searchsorted(piece_ends, (begin, begin + len(part)), side="right")
+                    known = TextPieces(pieces.numbers[first:last], pieces.distinct)
+                ids, starts, ends = self._encode_pieces(part, known)
+            else:
+                ids, starts, ends = self._encode_whole(part)
             parts.append((ids, starts + begin, ends + begin))
             begin += len(part)
         return tuple(np.concatenate(column) for column in zip(*parts, strict=True))
@@ -87,14 +123,13 @@ class TextEncoder:
         offsets = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
         return np.array(encoding.ids, dtype=np.int64), offsets[:, 0].copy(), offsets[:, 1].copy()
 
-    def _encode_pieces(self, text: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _encode_pieces(self, text: str, pieces: TextPieces | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         if len(self._ids) > MAX_TABLE_TOKENS:
             self._clear()
-        pieces = self._find(text)
-        numbers = list(map(self._numbers.get, pieces))
-        if None in numbers:
-            numbers = list(map(self._number, pieces))
-        number = np.array(numbers, dtype=np.int64)
+        if pieces is None:
+            number = np.array(list(map(self._number, self._find(text))), dtype=np.int64)
+        else:
+            number = self._places(pieces.distinct)[pieces.numbers]
         begin = np.frombuffer(self._begin, dtype=np.int64)
         count = begin[number + 1] - begin[number]
         total = np.cumsum(count)
@@ -104,6 +139,13 @@ class TextEncoder:
         lengths = np.frombuffer(self._lengths, dtype=np.int32)[place].astype(np.int64) if len(place) else place
         ends = np.cumsum(lengths)
         return ids, ends - lengths, ends
+
+    def _places(self, distinct: list[str]) -> np.ndarray:
+        """The place of each piece in the table; -1 for those beyond ASCII, which never stand in an ASCII text."""
+        if self._looked_up[0] is not distinct:
+            numbers = [self._number(piece) if piece.isascii() else -1 for piece in distinct]
+            self._looked_up = (distinct, np.array(numbers, dtype=np.int64))
+        return self._looked_up[1]
 
     def _number(self, piece: str) -> int:
         """The piece's place in the table, where it is put if it is new."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..code_graph.schema import RELATION_IDS
-from .encoding import TextEncoder
+from .encoding import TextEncoder, TextPieces
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -140,7 +140,12 @@ def word_starts(characters: _Characters, text_starts: np.ndarray, char_ends: np.
 
 
 def link_file(
-    code: str, graph: "CodeGraph", tokenizer: "PreTrainedTokenizerFast", leaf_encoder: LeafEncoder | None = None
+    code: str,
+    graph: "CodeGraph",
+    tokenizer: "PreTrainedTokenizerFast",
+    leaf_encoder: LeafEncoder | None = None,
+    pieces: TextPieces | None = None,
+    language: str = "python",
 ) -> tuple[dict[str, np.ndarray], dict[str, int]]:
     """Tokenise one file and hang its triples on its tokens (DESIGN: leafy chain graph, sparse form).
 
@@ -149,6 +154,9 @@ def link_file(
         graph: its code graph, with character offsets into `code`.
         tokenizer: a fast tokenizer; its offsets place the triples.
         leaf_encoder: shared over files to encode each name once; made here if not given.
+        pieces: of `code`, if they are known (see `TextEncoder.encode`).
+        language: of the file. Outside Python a name may begin or end with signs (`$name`, `run!`, `'./path'`, `List<T>`),
+            which share their tokens with what stands beside them: `_trim` leaves those tokens out of the anchor.
 
     Returns:
         The row's columns (`ROW_COLUMNS`, numpy arrays) and counts: `triples`, `triples_linked` (at least one anchor),
@@ -164,13 +172,15 @@ def link_file(
             "use a directory with a tokenizer.json"
         )
     leaf_encoder = leaf_encoder or LeafEncoder(tokenizer)
-    ids, starts, ends = leaf_encoder.encoder.encode(code)
+    ids, starts, ends = leaf_encoder.encoder.encode(code, pieces)
     characters = _Characters(code)
     text_starts = _skip_leading_space(characters, starts, ends)
 
     anchors = _list_anchors(graph.triples, leaf_encoder)
     first = np.searchsorted(ends, anchors.start, side="right")
     last = np.searchsorted(starts, anchors.end, side="left")
+    if language != "python":
+        first, last = _trim(characters, anchors, first, last, text_starts, ends)
     is_linked = (last > first) & (anchors.leaf_length > 0)
     # Anchors are sorted by place, so that a window's anchors are one slice of the row.
     linked = np.flatnonzero(is_linked)
@@ -215,6 +225,35 @@ def link_file(
         "leaf_tokens": int(leaf_offsets[-1]),
     }
     return columns, stats
+
+
+def _trim(
+    characters: _Characters, anchors: "_Anchors", first: np.ndarray, last: np.ndarray, text_starts, ends
+) -> tuple[np.ndarray, np.ndarray]:
+    """Leaves out a token at the edge of an anchor that reaches beyond it and holds only signs of it.
+
+    Args:
+        characters: of the text.
+        anchors: with their spans.
+        first, last: int arrays `(anchors,)`, the tokens that overlap each span.
+        text_starts, ends: int arrays `(tokens,)`, the tokens' spans without the space in front.
+
+    Returns:
+        `first` and `last` anew; at least one token of an anchor is left, and none goes that holds a letter or digit of it.
+    """
+    words_before = np.concatenate([[0], np.cumsum(characters.is_word)])
+    first, last = first.copy(), last.copy()
+    several = np.flatnonzero(last - first > 1)
+    token = first[several]
+    inside = np.minimum(ends[token], anchors.end[several])
+    reaches = text_starts[token] < anchors.start[several]
+    first[several[reaches & (words_before[inside] == words_before[anchors.start[several]])]] += 1
+    several = np.flatnonzero(last - first > 1)
+    token = last[several] - 1
+    inside = np.maximum(text_starts[token], anchors.start[several])
+    reaches = ends[token] > anchors.end[several]
+    last[several[reaches & (words_before[anchors.end[several]] == words_before[inside])]] -= 1
+    return first, last
 
 
 class _Anchors:

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 
@@ -86,12 +86,15 @@ class WorkerPool:
             worker.end()
         self._workers.clear()
 
-    def run(self, tasks: Iterable[Task], progress=None) -> None:
+    def run(self, tasks: Iterable[Task], done: Callable[[], None] | None = None) -> None:
         """Run all tasks, in any order.
+
+        With one worker, this process and the worker take turns: one processor is used, as was asked for. With more, the
+        next task is made while all of them are busy, so that none waits for it.
 
         Args:
             tasks: what to do; taken one by one.
-            progress: called after each task.
+            done: called after each task.
 
         Raises:
             BuildError: workers die for a reason that is not in the files.
@@ -111,6 +114,10 @@ class WorkerPool:
             busy = [worker for worker in self._workers if worker.task is not None]
             if not busy and not again:
                 return
+            if self.num_proc > 1 and not again:
+                task = next(source, None)
+                if task is not None:
+                    again.append(task)
             ready = set(wait([worker.connection for worker in busy]))
             for worker in busy:
                 if worker.connection not in ready:
@@ -130,8 +137,8 @@ class WorkerPool:
                     worker.task = None
                     self._kills_in_a_row = 0
                     idle.append(worker)
-                    if progress:
-                        progress()
+                    if done:
+                        done()
 
     def _start(self, worker: _Worker, task: Task, again: deque) -> None:
         try:

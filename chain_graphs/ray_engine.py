@@ -12,7 +12,7 @@ from pathlib import Path
 
 from .pool import Task, WorkerPool
 from .sources import BuildError
-from .staging import copy_batch, write_whole
+from .staging import write_whole
 
 # Batches that are under way at once; with the default size of a batch about 100 MB of code.
 GROUP = 256
@@ -38,7 +38,7 @@ class BatchReader:
     def __call__(self, row: dict) -> dict:
         self._staged.write_bytes(row["batch"])
         dropped = set(map(int, row["dropped"]))
-        arguments = (self._staged, 0, self._out, dropped, self._tokenizer, self._extract)
+        arguments = (self._staged, self._out, dropped, self._tokenizer, self._extract)
         self._pool.run([Task(f"{__package__}.rows:write_rows", arguments)])
         return {"number": row["number"], "rows": self._out.read_bytes()}
 
@@ -72,9 +72,9 @@ def run_with_ray(tasks: list[Task], num_proc: int, max_file_seconds: float) -> N
             rows = [
                 {
                     "number": number,
-                    "batch": copy_batch(*task.arguments[:2]),
+                    "batch": task.arguments[0].read_bytes(),
                     # Never empty: an empty list has no type in Arrow.
-                    "dropped": [-1, *sorted(task.arguments[3])],
+                    "dropped": [-1, *sorted(task.arguments[2])],
                 }
                 for number, task in enumerate(group)
             ]
@@ -85,7 +85,7 @@ def run_with_ray(tasks: list[Task], num_proc: int, max_file_seconds: float) -> N
                 num_cpus=1,
             )
             for row in made.iter_rows():
-                write_whole(group[row["number"]].arguments[2], row["rows"])
+                write_whole(group[row["number"]].arguments[1], row["rows"])
     finally:
         if started:
             ray.shutdown()

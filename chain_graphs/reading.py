@@ -75,7 +75,7 @@ class CodeReader:
             triples = [triple for triple in graph.triples if triple.relation in self._known]
             self.statistics["triples_of_other_relations"] += len(graph.triples) - len(triples)
             graph = CodeGraph(triples, graph.boundaries)
-        return link_file(code, graph, self._linking_tokenizer, self._leaf_encoder)[0]
+        return link_file(code, graph, self._linking_tokenizer, self._leaf_encoder, language=language or "python")[0]
 
     def read(self, texts: Sequence[str], languages: Sequence[str | None]) -> list[dict]:
         """The windows of some texts.

@@ -14,7 +14,9 @@ import pyarrow as pa
 
 from ..code_graph.schema import RELATION_IDS
 from . import linking
-from .staging import FILE_COLUMNS, read_batch, write_whole
+from .encoding import TextPieces
+from .staging import FILE_COLUMNS, is_whole, read_batch, write_part
+from .survey import Survey, read_survey, survey_path
 
 if TYPE_CHECKING:
     from .worker import Guard
@@ -49,7 +51,9 @@ class RowMaker:
         self.leaf_encoder = linking.LeafEncoder(self.tokenizer)
         self._text_hashes: dict[str, int] = {}
 
-    def make(self, files: list[dict], dropped: set[int], guard: "Guard", skip: dict[int, str]) -> bytes:
+    def make(
+        self, files: list[dict], dropped: set[int], guard: "Guard", skip: dict[int, str], survey: Survey | None = None
+    ) -> pa.Buffer:
         """Extract and link the files of one batch.
 
         Args:
@@ -57,6 +61,7 @@ class RowMaker:
             dropped: positions of files that are left out without a report.
             guard: is told which file is being read.
             skip: reason by position, for files that are reported but not read.
+            survey: of this batch.
 
         Returns:
             An Arrow stream with the rows; in its metadata as JSON under `reports`, for each file its source, project,
@@ -64,6 +69,7 @@ class RowMaker:
             `facts_not_made`, `syntax_errors`).
         """
         kept, rows, reports = [], [], []
+        distinct = survey.distinct.to_pylist() if survey else []
         for position, file in guard.files(files):
             if position in dropped:
                 continue
@@ -76,7 +82,11 @@ class RowMaker:
                 continue
             try:
                 graph = self.extract(file)
-                columns, stats = linking.link_file(file["code"], graph, self.tokenizer, self.leaf_encoder)
+                known = survey.pieces[position] if survey else None
+                pieces = None if known is None else TextPieces(known, distinct)
+                columns, stats = linking.link_file(
+                    file["code"], graph, self.tokenizer, self.leaf_encoder, pieces, file["language"]
+                )
                 columns |= self.fact_columns(graph.triples)
             except (ValueError, RecursionError, MemoryError) as error:
                 message = str(error).strip().split("\n")[0][:120]
@@ -132,27 +142,11 @@ def table_to_bytes(table: pa.Table) -> pa.Buffer:
     return sink.getvalue()
 
 
-# What the tasks of a build name, see `pool.Task`; each leaves its result in `out`.
-
-
-def write_signatures(staged: Path, index: int, out: Path, guard: "Guard", skip: dict[int, str]) -> None:
-    """MinHash signatures of the files of a batch, as an array `(files, NUM_HASHES)`; zeros for files in `skip`."""
-    from .duplicates import NUM_HASHES, signature
-
-    files = read_batch(staged, index)
-    result = np.zeros((len(files), NUM_HASHES), dtype=np.uint32)
-    for position, file in guard.files(files):
-        if position not in skip:
-            result[position] = signature(file["code"])
-    write_whole(out, result.tobytes())
-
-
 _maker: tuple[tuple[Path, bytes], RowMaker] | None = None
 
 
 def write_rows(
     staged: Path,
-    index: int,
     out: Path,
     dropped: set[int],
     tokenizer_file: Path,
@@ -160,10 +154,12 @@ def write_rows(
     guard: "Guard",
     skip: dict[int, str],
 ) -> None:
-    """Rows of a batch, see `RowMaker.make`."""
+    """Rows of a batch, see `RowMaker.make`, put into `out`; its survey is used where it stands beside the batch."""
     global _maker
     # By its pickled form: an extractor with a state of its own arrives as a new object with each task.
     key = (tokenizer_file, pickle.dumps(extract))
     if _maker is None or _maker[0] != key:
         _maker = (key, RowMaker(tokenizer_file.read_text(encoding="utf-8"), extract))
-    write_whole(out, _maker[1].make(read_batch(staged, index), dropped, guard, skip))
+    survey = survey_path(staged)
+    known = read_survey(survey) if is_whole(survey) else None
+    write_part(out, _maker[1].make(read_batch(staged), dropped, guard, skip, known))

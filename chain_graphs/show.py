@@ -147,7 +147,7 @@ def view_file(path: Path, tokenizer_path: str | None, num_roots: int = 128, leav
     tokenizer = load_tokenizer(tokenizer_path) if tokenizer_path else train_tokenizer([code], OWN_VOCAB_SIZE)
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.encode_special_tokens = True
-    columns, _ = link_file(code, extract(code, language), tokenizer)
+    columns, _ = link_file(code, extract(code, language), tokenizer, language=language)
     return view_row(columns | {"code": code}, tokenizer, str(path), num_roots, leaves_per_root)
 
 

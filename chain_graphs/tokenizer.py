@@ -19,12 +19,15 @@ underscores to words would save 4 % of the tokens and lose that `path` in `load_
 
 import hashlib
 import json
-from collections.abc import Iterable
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
+from .encoding import cut_into_pieces
 from .pieces import PIECES
 from .sources import BuildError, looks_local
 
@@ -34,6 +37,9 @@ if TYPE_CHECKING:
 SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>")
 MASK_TOKEN = "<mask>"
 MODEL_MAX_LENGTH = 1024
+# Words of one text that the trainer is given.
+_PART_WORDS = 4000
+_PARALLELISM = "TOKENIZERS_PARALLELISM"
 
 
 # The arguments of `PreTrainedTokenizerFast` for a tokenizer trained here.
@@ -76,15 +82,20 @@ def train_tokenizer(
 
 def train_backend(texts: Iterable[str], vocab_size: int = 16_000, show_progress: bool = False) -> Tokenizer:
     """The backend of `train_tokenizer`, made without transformers."""
+    counts: Counter[str] = Counter()
+    for text in texts:
+        counts.update(cut_into_pieces(text))
+    return train_on_pieces(counts, vocab_size, show_progress)
+
+
+def train_on_pieces(counts: Mapping[str, int], vocab_size: int = 16_000, show_progress: bool = False) -> Tokenizer:
+    """The backend of `train_tokenizer`, from how often each piece occurs (`encoding.cut_into_pieces`).
+
+    The trainer takes texts and no counts, so it is given each piece as often as it occurs; but cut and spelled in the
+    byte-level alphabet already, of which the cutting alone takes most of the time when it is left to `tokenizers`.
+    """
     check_vocab_size(vocab_size)
     backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(PIECES), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size - 1,
         min_frequency=2,
@@ -92,7 +103,20 @@ def train_backend(texts: Iterable[str], vocab_size: int = 16_000, show_progress:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=show_progress,
     )
-    backend.train_from_iterator(texts, trainer)
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    # No letter of the byte-level alphabet.
+    backend.pre_tokenizer = pre_tokenizers.CharDelimiterSplit(" ")
+    parallelism = os.environ.get(_PARALLELISM)
+    try:
+        backend.train_from_iterator(_repeated(counts, byte_level), trainer)
+    finally:
+        os.environ.pop(_PARALLELISM, None)
+        if parallelism is not None:
+            os.environ[_PARALLELISM] = parallelism
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(Regex(PIECES), behavior="isolated"), byte_level]
+    )
+    backend.decoder = decoders.ByteLevel()
     # It comes last, after the learned entries.
     backend.add_special_tokens([_mask_token()])
     # Offsets cover the whole token, spaces too: with trimming, a token of only spaces would lose its place.
@@ -100,6 +124,25 @@ def train_backend(texts: Iterable[str], vocab_size: int = 16_000, show_progress:
         ("</s>", 2), ("<s>", 0), trim_offsets=False, add_prefix_space=False
     )
     return backend
+
+
+def _repeated(counts: Mapping[str, int], byte_level: pre_tokenizers.ByteLevel) -> Iterator[str]:
+    """Texts that hold each piece as often as it occurs, separated by spaces, in parts that threads can share."""
+    part, num_words = [], 0
+    for piece, count in counts.items():
+        word = byte_level.pre_tokenize_str(piece)[0][0]
+        # There is nothing to merge in a single byte, and the alphabet is given.
+        while len(word) > 1 and count:
+            taken = min(count, _PART_WORDS - num_words)
+            part.append(f"{word} " * taken)
+            num_words += taken
+            count -= taken
+            if num_words == _PART_WORDS:
+                yield "".join(part)
+                part, num_words = [], 0
+    yield "".join(part)
+    # The merges that follow are thousands of small steps, which threads would only slow down.
+    os.environ[_PARALLELISM] = "false"
 
 
 def _mask_token() -> AddedToken:

@@ -2,7 +2,7 @@
 
 .NAME.building/state.json      what is being built, as a hash of the arguments and versions
 .NAME.building/lock            held while a build runs
-.NAME.building/staging, signatures, tokenizer, rows    finished parts
+.NAME.building/staging, tokenizer, rows    finished parts
 .NAME.building/dataset         the dataset; complete once it holds manifest.json
 """
 

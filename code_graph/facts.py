@@ -6,6 +6,7 @@ uses from what it reads; both are stated in the order of the text.
 
 import re
 from collections.abc import Callable, Collection, Hashable
+from itertools import islice
 
 from .flow import Definition
 from .graph import Triple
@@ -291,7 +292,11 @@ class Resolver:
         return scope.module if isinstance(scope, Outline) else self.module
 
     def _facts_of_import(self, symbol: Symbol, dotted: str) -> list[tuple[bool, str, Span]]:
-        """What another file declares of a name that `symbol` imports: a class's bases, a variable's type."""
+        """What another file declares of a name that `symbol` imports: a class's first base, a variable's type.
+
+        Of its bases only the first is told, and by the name that the other file writes: all of them with their modules
+        would crowd out what else hangs on the name (docs/LOG.md, 2026-11-24).
+        """
         found = self._find(symbol.scope, dotted)
         if found is None:
             return []
@@ -300,9 +305,8 @@ class Resolver:
         target = self._elsewhere(symbol.scope, dotted)
         if target is None or target.kind != CLASS:
             return []
-        module = self._module_of(target)
-        texts = [self.resolve(target.parent, parts)[0] for parts, _, _ in target.bases]
-        return [(False, INHERITS, (self.project.absolute(module, text), None, None)) for text in texts]
+        written = (".".join(parts) for parts, _, _ in target.bases if None not in parts)
+        return [(False, INHERITS, (text, None, None)) for text in islice(written, 1)]
 
     @staticmethod
     def _class_around(scope: Scope) -> Scope | None:

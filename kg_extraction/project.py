@@ -144,7 +144,7 @@ class Corpus:
 
     def _add(self, project: str, path: str, language: str, code: str) -> None:
         graph = extract(code, language)
-        columns, _ = link_file(code, graph, self.tokenizer, self.encode)
+        columns, _ = link_file(code, graph, self.tokenizer, self.encode, language=language)
         facts: dict[tuple[str, str, str], int] = {}
         for triple in graph.triples:
             facts.setdefault((triple.head, triple.relation, triple.tail), len(facts))

@@ -367,7 +367,7 @@ class TaskContext:
         columns: dict[str, list] = {name: [] for name in ROW_COLUMNS}
         for number, source in enumerate(self.progress(sources, "reading code")):
             graph = extract(source, language) if graphs is None else graphs[number]
-            row, _ = link_file(source, graph, self.tokenizer, encoder)
+            row, _ = link_file(source, graph, self.tokenizer, encoder, language=language)
             for name, values in row.items():
                 columns[name].append(values)
         return Dataset.from_dict(columns)

@@ -180,7 +180,7 @@ def test_killed_at_any_moment_the_same_command_continues(corpus, tmp_path, monke
     build_chain_graphs(arguments(corpus, tmp_path / "whole"), extract=stub_extract)
     work = tmp_path / ".data.building"
     # Killed as soon as the first part of each phase stands.
-    for part in ("staging/*.arrow", "signatures/*", "rows/00000[4-9]*.arrow"):
+    for part in ("staging/*/*.arrow", "staging/*/*.survey", "rows/00000[4-9]*.arrow"):
         process = start_build(corpus, tmp_path / "data")
         deadline = time.monotonic() + 300
         while process.poll() is None and not list(work.glob(part)) and time.monotonic() < deadline:

@@ -1,16 +1,19 @@
 """Pieces from a table give the same tokens as `tokenizers` itself."""
 
+import json
 import random
 import sysconfig
 from pathlib import Path
 
 import pytest
 from tiny import tiny_tokenizer
-from tokenizers import Tokenizer
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
 from graphmert.chain_graphs import encoding
-from graphmert.chain_graphs.encoding import TextEncoder, split_pattern
-from graphmert.chain_graphs.tokenizer import save_backend, train_backend, train_tokenizer
+from graphmert.chain_graphs.encoding import TextEncoder, TextPieces, cut_into_pieces, split_pattern
+from graphmert.chain_graphs.pieces import PIECES
+from graphmert.chain_graphs.survey import _numbered
+from graphmert.chain_graphs.tokenizer import SPECIAL_TOKENS, save_backend, train_backend, train_tokenizer
 
 STDLIB = Path(sysconfig.get_path("stdlib"))
 TEXTS = [(STDLIB / name).read_text(encoding="utf-8") for name in ("argparse.py", "textwrap.py", "json/decoder.py")]
@@ -58,6 +61,47 @@ def test_same_tokens_as_the_library(backend, special_are_text):
     texts = [*HELD_OUT, "", "\n", "x", "=" * 500, *random_texts(1500, PARTS)]
     texts += random_texts(1500, PARTS + FOREIGN)
     assert [text for text in texts if not same(encoder, backend, text)] == []
+
+
+def test_same_tokens_from_pieces_that_were_cut_before(backend):
+    backend = Tokenizer.from_str(backend.to_str())
+    backend.encode_special_tokens = True
+    encoder = TextEncoder(backend)
+    texts = [*HELD_OUT, "", "\n", "=" * 500, *random_texts(300, PARTS), *random_texts(1500, PARTS + FOREIGN)]
+    for begin in range(0, len(texts), 100):
+        # Every batch has a table of its own.
+        numbers: dict[str, int] = {}
+        batch = texts[begin : begin + 100]
+        rows = [_numbered(cut_into_pieces(text), numbers) for text in batch]
+        distinct = list(numbers)
+        for text, row in zip(batch, rows, strict=True):
+            assert "".join(distinct[number] for number in row) == text
+            expected = backend.encode(text, add_special_tokens=False)
+            ids, starts, ends = encoder.encode(text, TextPieces(row, distinct))
+            assert ids.tolist() == expected.ids
+            assert list(zip(starts.tolist(), ends.tolist(), strict=True)) == expected.offsets
+
+
+def test_training_on_pieces_is_training_on_texts():
+    texts = [*TEXTS, *random_texts(400, PARTS + FOREIGN), "naïve größe = 1\n" * 7, "\x85x\x1fy \u2028z" * 5]
+    expected = Tokenizer(models.BPE())
+    expected.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(PIECES), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    trainer = trainers.BpeTrainer(
+        vocab_size=1499,
+        min_frequency=2,
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    expected.train_from_iterator(texts, trainer)
+    found, wanted = (json.loads(each.to_str())["model"] for each in (train_backend(texts, 1500), expected))
+    assert found["merges"] == wanted["merges"] and len(found["merges"]) > 1000
+    assert found["vocab"] == wanted["vocab"]
 
 
 def test_a_full_table_is_emptied(backend, monkeypatch):

@@ -10,6 +10,7 @@ import pytest
 from naive_layout import Candidate, Placed, stands_in
 from naive_layout import place as naive_place
 from tiny import TEXT, tiny_tokenizer
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
 from graphmert.chain_graphs import layout
 from graphmert.chain_graphs.linking import ROW_COLUMNS, LeafEncoder, link_file
@@ -64,6 +65,43 @@ def test_link_file_counts_names_that_straddle_tokens_and_keeps_them():
     inner = triple("pat", "flows_to", "parse")
     _, stats = link_file(CODE, graph(inner), tiny_tokenizer())
     assert stats["anchors"] == 2 and stats["anchors_straddling"] == 1 and stats["triples_linked"] == 1
+
+
+@pytest.mark.parametrize(
+    ("language", "code", "name", "tokens", "straddling"),
+    [
+        ("php", "f($path, 1)", "$path", ["path"], 0),
+        ("ruby", "load.parse!(path)", "parse!", ["parse"], 0),
+        ("javascript", "f('./path')", "./path", ["path"], 0),
+        ("java", "load<?> path", "load<?>", ["load"], 0),
+        # The sign beside it is its own, or the name has nothing but signs, or the token holds letters of it.
+        ("php", "f( $path )", "$path", ["$", "path"], 0),
+        ("php", "x(+)", "+", ["(+)"], 1),
+        ("php", "f(pathology)", "path", ["pathology"], 1),
+        # Python's anchors are the tokens that overlap the name.
+        ("python", "f($path, 1)", "$path", ["($", "path"], 1),
+    ],
+)
+def test_signs_that_share_a_token_with_others_are_no_part_of_an_anchor(language, code, name, tokens, straddling):
+    tokenizer = Signs()
+    row, stats = link_file(
+        code, graph(triple(name, "flows_to", "value", tail_at=None, text=code)), tokenizer, language=language
+    )
+    start = row["anchor_start"][0]
+    spans = range(start, start + row["anchor_length"][0])
+    assert [code[row["char_starts"][i] : row["char_ends"][i]].strip() for i in spans] == tokens
+    assert stats["anchors"] == 1 and stats["anchors_straddling"] == straddling
+
+
+class Signs:
+    """A tokenizer of whole words and whole runs of signs."""
+
+    is_fast = True
+
+    def __init__(self):
+        backend = Tokenizer(models.WordLevel({"[UNK]": 0}, unk_token="[UNK]"))
+        backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"\w+|[^\w\s]+ ?|\s"), behavior="isolated")
+        self.backend_tokenizer = backend
 
 
 def test_link_file_offsets_hold_for_text_beyond_ascii():
