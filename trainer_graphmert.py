@@ -106,12 +106,11 @@ class GraphMertTrainingArguments(TrainingArguments):
         for name in ("save_every_epochs", "gradient_accumulation_steps", "per_device_train_batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        # Trainer would ignore these without a word; 500 is what it takes for "not given".
+        # Trainer would ignore these without a word; 500 is what it takes for "not given". With "no" that is what was asked.
         for what, given in (("save", self.save_steps != 500), ("eval", self.eval_steps is not None)):
-            if given and getattr(self, f"{what}_strategy") != "steps":
+            if given and getattr(self, f"{what}_strategy") == "epoch":
                 raise ValueError(
-                    f"{what}_steps is given, but {what}_strategy is {str(getattr(self, f'{what}_strategy'))!r}: "
-                    f"give --{what}_strategy steps too"
+                    f"{what}_steps is given, but {what}_strategy is 'epoch': give --{what}_strategy steps too"
                 )
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns must be False: it would remove the collator's inputs")

@@ -71,7 +71,7 @@ def test_masked_language_model_against_a_naive_loop():
     assert len(excluding) == counts["masked_tokens_clean"]
     assert figures["loss_clean_excluding"] == pytest.approx(np.mean(excluding), abs=1e-5)
     # Fewer words to choose among.
-    assert figures["loss_clean_excluding"] < figures["loss_clean"] - 0.01
+    assert figures["loss_clean_excluding"] < figures["loss_clean"]
     assert set(report["controls"]) == {mlm.SHUFFLED, mlm.HIDDEN, mlm.REMOVED}
     assert len({round(figures["loss"], 6) for figures in report["controls"].values()}) == 3
     # The unigram baseline, counted by hand.
