@@ -534,21 +534,11 @@ class GraphMertForPreTraining(GraphMertPreTrainedModel):
         if labels is not None:
             known = indices is not None and "labelled_nodes" in indices
             rows_M = indices["labelled_nodes"] if known else (labels != IGNORE_INDEX).flatten().nonzero().squeeze(1)
-        logits = label_losses = label_predictions = None
-        if fused_loss:
-            labels_M = labels.flatten()[rows_M]
-            transformed_MD = self._before_decoder(states_BND.flatten(0, 1).index_select(0, rows_M))
-            label_losses, label_predictions = self._label_losses(transformed_MD, labels_M)
-        elif sparse_prediction:
-            logits = self.lm_head(states_BND.flatten(0, 1).index_select(0, rows_M))
-        else:
-            logits = self.lm_head(states_BND)
+        logits, losses_M, predictions_M = self._predict_labels(
+            states_BND, labels, rows_M, sparse_prediction, fused_loss
+        )
         losses = {}
         if labels is not None or relation_labels is not None:
-            losses_M = label_losses
-            if labels is not None and not fused_loss:
-                logits_MV = logits if sparse_prediction else logits.flatten(0, 1).index_select(0, rows_M)
-                losses_M = F.cross_entropy(_upcast(logits_MV), labels.flatten()[rows_M], reduction="none")
             spans = (span_left, span_right, span_offset)
             losses = self._losses(
                 states_BND, losses_M, relation_logits_BNC, rows_M, is_leaf_BN, labels, relation_labels, spans
@@ -556,8 +546,8 @@ class GraphMertForPreTraining(GraphMertPreTrainedModel):
         output = GraphMertForPreTrainingOutput(
             **losses,
             logits=logits,
-            label_losses=label_losses,
-            label_predictions=label_predictions,
+            label_losses=losses_M if fused_loss else None,
+            label_predictions=predictions_M,
             relation_logits=self._canonical_slots(
                 relation_logits_BNC, root_index, leaf_index, is_leaf_BN, graph_ids, indices
             ),
@@ -567,10 +557,20 @@ class GraphMertForPreTraining(GraphMertPreTrainedModel):
         return_dict = self.config.return_dict if return_dict is None else return_dict
         return output if return_dict else output.to_tuple()
 
-    def _before_decoder(self, states_MD):
-        """The LM head (`RobertaLMHead`) without its decoder."""
-        head = self.lm_head
-        return head.layer_norm(F.gelu(head.dense(states_MD)))
+    def _predict_labels(self, states_BND, labels, rows_M, sparse_prediction, fused_loss):
+        """Logits as asked for, losses of the labelled nodes (M,), and their likeliest tokens with `fused_loss`."""
+        labels_M = None if labels is None else labels.flatten()[rows_M]
+        if fused_loss:
+            # `RobertaLMHead` without its decoder.
+            head, states_MD = self.lm_head, states_BND.flatten(0, 1).index_select(0, rows_M)
+            return None, *self._label_losses(head.layer_norm(F.gelu(head.dense(states_MD))), labels_M)
+        if sparse_prediction:
+            logits = logits_MV = self.lm_head(states_BND.flatten(0, 1).index_select(0, rows_M))
+        else:
+            logits = self.lm_head(states_BND)
+            logits_MV = None if labels is None else logits.flatten(0, 1).index_select(0, rows_M)
+        losses_M = None if labels is None else F.cross_entropy(_upcast(logits_MV), labels_M, reduction="none")
+        return logits, losses_M, None
 
     def _label_losses(self, transformed_MD, labels_M):
         decoder = self.lm_head.decoder
