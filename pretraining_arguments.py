@@ -12,9 +12,9 @@ from .trainer_graphmert import GraphMertTrainingArguments
 
 PROGRAM = "run_pretraining.py"
 DESCRIPTION = """Pretrain GraphMERT on code. Reads a data set built by `python -m graphmert.chain_graphs.build`, or builds it
-first (--sources); trains from scratch or from a RoBERTa or CodeBERT checkpoint (--base_model); ends with a table of held-out
-figures beside their baselines. Exit status: 0; 1 when the loss became NaN or infinite; 2 for wrong input; 3 when the
-trained model could not be pushed to the Hub or, on a full disk, not be saved."""
+first (--sources); trains from scratch or from a RoBERTa, CodeBERT or GraphMERT checkpoint (--base_model); ends with a
+table of held-out figures beside their baselines. Exit status: 0; 1 when the loss became NaN or infinite; 2 for wrong
+input; 3 when the trained model could not be pushed to the Hub or, on a full disk, not be saved."""
 
 
 @dataclass
@@ -24,7 +24,8 @@ class ModelArguments:
     base_model: str | None = field(
         default=None,
         metadata={
-            "help": "RoBERTa or CodeBERT checkpoint to start from: hub name or directory. Left out: from scratch."
+            "help": "Checkpoint to start from, of RoBERTa, CodeBERT or GraphMERT: hub name or directory. Only its weights "
+            "are taken (--resume continues a run). Left out: from scratch."
         },
     )
     hidden_size: int | None = field(default=None, metadata={"help": "Width (768). Only from scratch."})

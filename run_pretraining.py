@@ -320,7 +320,7 @@ def initialise_by_name(model, seed: int) -> None:
 
 
 def build_model(model_args: ModelArguments, tokenizer, manifest: dict, verbose: bool = True, seed: int | None = None):
-    """Make the model, from scratch or from a RoBERTa checkpoint.
+    """Make the model, from scratch or from a RoBERTa or GraphMERT checkpoint.
 
     Args:
         model_args: the model's options.
@@ -376,10 +376,16 @@ def build_model(model_args: ModelArguments, tokenizer, manifest: dict, verbose: 
     else:
         if given:
             raise ValueError(f"{', '.join(given)} cannot be chosen with --base_model, which brings its own sizes")
-        model = GraphMertForPreTraining.from_roberta(model_args.base_model, verbose=False, **options)
+        if is_graphmert(model_args.base_model):
+            # What of the graph it has never used (H-GAT, decay) is new.
+            model = GraphMertForPreTraining.from_pretrained(model_args.base_model, **options)
+            report = f"Continued from {model_args.base_model}, a GraphMERT checkpoint"
+        else:
+            model = GraphMertForPreTraining.from_roberta(model_args.base_model, verbose=False, **options)
+            report = model.conversion_report
         check_same_vocabulary(model_args.base_model, tokenizer)
         if verbose:
-            print(model.conversion_report, flush=True)
+            print(report, flush=True)
     if model_args.attn_implementation is not None:
         model.set_attn_implementation(model_args.attn_implementation)
     return model
@@ -409,6 +415,17 @@ def check_edge_relations(model_args: ModelArguments, data_args: DataArguments) -
         raise ValueError(
             f"{named} need attn_implementation sdpa or eager: flex_attention knows no edges between roots"
         )
+
+
+def is_graphmert(base_model: str) -> bool:
+    """Whether a checkpoint says in its configuration that it is one of GraphMERT.
+
+    Raises:
+        OSError: there is no such checkpoint.
+    """
+    from graphmert.configuration_graphmert import GraphMertConfig
+
+    return GraphMertConfig.get_config_dict(base_model)[0].get("model_type") == GraphMertConfig.model_type
 
 
 def check_same_vocabulary(base_model: str, tokenizer) -> None:

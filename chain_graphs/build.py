@@ -47,6 +47,7 @@ class BuildArguments:
     include_tests: bool = False
     include_tables: bool = False
     across_files: bool = False
+    hide_annotations: float = 0.0
     num_proc: int = 1
     near_duplicates: float = 0.85
     max_file_seconds: float = 60.0
@@ -143,6 +144,13 @@ def make_parser() -> argparse.ArgumentParser:
         "--across-files",
         action=argparse.BooleanOptionalAction,
         help="resolve imports across the files of each project, default no; takes about half as long again",
+    )
+    add(
+        "--hide-annotations",
+        type=float,
+        metavar="SHARE",
+        help="take the type annotations out of the text of this share of the Python files that have any, and keep what they "
+        "state in the graph, for a model that is to infer types; default 0",
     )
     add(
         "--near-duplicates",
@@ -277,6 +285,8 @@ def check_arguments(arguments: BuildArguments) -> None:
             raise BuildError(
                 f"--{name.replace('_', '-')} is {getattr(arguments, name)}; it must be at least {smallest}"
             )
+    if not 0 <= arguments.hide_annotations <= 1:
+        raise BuildError(f"--hide-annotations is {arguments.hide_annotations}; it must be a share from 0 to 1")
     if arguments.near_duplicates != 0 and not 0.5 <= arguments.near_duplicates <= 1:
         raise BuildError(
             f"--near-duplicates is {arguments.near_duplicates}; it must be a similarity from 0.5 to 1, or 0 to keep "
@@ -434,7 +444,8 @@ def _make_rows(work, staging, pool, repeats, tokenizer_dir, arguments, extract, 
     def task(index: int) -> Task:
         batch = staging.batches[index]
         dropped = {number - batch.first for number in staging.numbers_of(index) if number in repeats}
-        arguments_of_rows = (batch.path, outputs[index], dropped, tokenizer_file, extract or default_extract)
+        how = (tokenizer_file, extract or default_extract, arguments.hide_annotations)
+        arguments_of_rows = (batch.path, outputs[index], dropped, *how)
         return Task(f"{__package__}.rows:write_rows", arguments_of_rows)
 
     waiting = [index for index, path in enumerate(outputs) if not is_whole(path)]

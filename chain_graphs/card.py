@@ -22,7 +22,7 @@ for pretraining GraphMERT on code. One row is one file; windows of 128 tokens wi
     splits, manifest, tokenizer = load_chain_graphs("PATH")
     windows = WindowDataset(splits["train"], tokenizer, num_roots=128, leaves_per_root=7)
 
-## Splits
+{annotations}## Splits
 
 No project stands in two splits. "Repeated" is the share of a split's triples (head, relation, tail) that also stand, word
 for word, in the training split.
@@ -83,7 +83,11 @@ def make_card(manifest: dict) -> DatasetCard:
         ],
     )
     overlap = manifest["overlap_with_training"]
+    hidden = manifest["extraction"].get("files_with_annotations_hidden", 0)
     content = _BODY.format(
+        annotations=f"The text of {hidden:,} files has lost its type annotations; the graph still states them.\n\n"
+        if hidden
+        else "",
         metadata=data.to_yaml(),
         splits=_table(
             ("split", "projects", "files", "characters", "tokens", "triples", "repeated"),

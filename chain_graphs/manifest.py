@@ -49,6 +49,7 @@ class Tally:
         self.linking: Counter = Counter()
         self.facts_not_made: Counter = Counter()
         self.syntax_errors: Counter = Counter()
+        self.annotations_hidden = 0
         self.skipped: list[SkippedFile] = []
 
     def add(self, report: dict, split: str) -> bool:
@@ -67,6 +68,7 @@ class Tally:
         self.linking.update(report["linking"])
         self.facts_not_made.update(report["facts_not_made"])
         self.syntax_errors.update(errors=report["syntax_errors"], files=int(report["syntax_errors"] > 0))
+        self.annotations_hidden += report["annotations_hidden"]
         return True
 
 
@@ -126,6 +128,7 @@ def make_manifest(
         "extraction": {
             "syntax_errors": dict(tally.syntax_errors),
             "facts_not_made": dict(tally.facts_not_made.most_common()),
+            "files_with_annotations_hidden": tally.annotations_hidden,
         },
         "linking": dict(tally.linking),
         "tokenizer": tokenizer,
@@ -164,6 +167,9 @@ def summary(manifest: dict) -> str:
         lines.append(f"heads linked        {linking['heads_linked'] / linking['heads']:>14.2%}")
     if linking.get("anchors"):
         lines.append(f"anchors straddling  {linking['anchors_straddling'] / linking['anchors']:>14.2%}")
+    hidden = manifest["extraction"].get("files_with_annotations_hidden", 0)
+    if hidden:
+        lines.append(f"files whose text has lost its annotations {hidden:,}")
     for split, relations in manifest["overlap_with_training"].items():
         occurrences = relations["all"]["occurrences"]
         share = relations["all"]["occurrences_in_training"] / max(occurrences, 1)

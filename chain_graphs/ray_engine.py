@@ -23,13 +23,13 @@ class BatchReader:
 
     Args:
         tokenizer_json: content of `tokenizer.json`.
-        extract: as in `RowMaker`.
+        extract, hide_annotations: as in `RowMaker`.
         max_file_seconds: as in `WorkerPool`.
     """
 
-    def __init__(self, tokenizer_json: bytes, extract: Callable, max_file_seconds: float):
+    def __init__(self, tokenizer_json: bytes, extract: Callable, hide_annotations: float, max_file_seconds: float):
         self._directory = tempfile.TemporaryDirectory(prefix="graphmert-")
-        self._extract = extract
+        self._how = (extract, hide_annotations)
         root = Path(self._directory.name)
         self._staged, self._out, self._tokenizer = root / "staged.arrow", root / "rows.arrow", root / "tokenizer.json"
         self._tokenizer.write_bytes(tokenizer_json)
@@ -38,7 +38,7 @@ class BatchReader:
     def __call__(self, row: dict) -> dict:
         self._staged.write_bytes(row["batch"])
         dropped = set(map(int, row["dropped"]))
-        arguments = (self._staged, self._out, dropped, self._tokenizer, self._extract)
+        arguments = (self._staged, self._out, dropped, self._tokenizer, *self._how)
         self._pool.run([Task(f"{__package__}.rows:write_rows", arguments)])
         return {"number": row["number"], "rows": self._out.read_bytes()}
 
@@ -66,7 +66,7 @@ def run_with_ray(tasks: list[Task], num_proc: int, max_file_seconds: float) -> N
         ray.init(log_to_driver=False, runtime_env=environment, **local)
     try:
         ray.data.DataContext.get_current().enable_progress_bars = False
-        *_, tokenizer_file, extract = tasks[0].arguments
+        *_, tokenizer_file, extract, hide_annotations = tasks[0].arguments
         for start in range(0, len(tasks), GROUP):
             group = tasks[start : start + GROUP]
             rows = [
@@ -80,7 +80,12 @@ def run_with_ray(tasks: list[Task], num_proc: int, max_file_seconds: float) -> N
             ]
             made = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
                 BatchReader,
-                fn_constructor_args=(tokenizer_file.read_bytes(), extract, max_file_seconds),
+                fn_constructor_args=(
+                    tokenizer_file.read_bytes(),
+                    extract,
+                    hide_annotations,
+                    max_file_seconds,
+                ),
                 concurrency=min(num_proc, len(rows)),
                 num_cpus=1,
             )

@@ -41,14 +41,16 @@ class RowMaker:
         tokenizer_json: a fast tokenizer in the form of `tokenizer.json`.
         extract: `(code, language) -> CodeGraph`. Where it has a method `of_file`, that gets the whole staged file
             instead (`projects.ProjectExtractor`).
+        hide_annotations: share of the Python files with annotations that lose them from their text, not from their graph.
     """
 
-    def __init__(self, tokenizer_json: str, extract: Callable = default_extract):
+    def __init__(self, tokenizer_json: str, extract: Callable = default_extract, hide_annotations: float = 0.0):
         backend = linking.corpus_backend(tokenizer_json)
         self.extract = getattr(extract, "of_file", None) or (lambda file: extract(file["code"], file["language"]))
         # What linking needs of a tokenizer; a worker need not load transformers.
         self.tokenizer = SimpleNamespace(is_fast=True, backend_tokenizer=backend)
         self.leaf_encoder = linking.LeafEncoder(self.tokenizer)
+        self._hide_annotations = hide_annotations
         self._text_hashes: dict[str, int] = {}
 
     def make(
@@ -66,7 +68,7 @@ class RowMaker:
         Returns:
             An Arrow stream with the rows; in its metadata as JSON under `reports`, for each file its source, project,
             path, language, characters; `reason` where it gave no row, else counts (`linking`, `triples` by relation,
-            `facts_not_made`, `syntax_errors`).
+            `facts_not_made`, `syntax_errors`, `annotations_hidden` 1 where the text has lost its annotations).
         """
         kept, rows, reports = [], [], []
         distinct = survey.distinct.to_pylist() if survey else []
@@ -83,6 +85,11 @@ class RowMaker:
             try:
                 graph = self.extract(file)
                 known = survey.pieces[position] if survey else None
+                hidden = self._hidden(file, graph)
+                if hidden is not None:
+                    # The survey's pieces are those of the text that it was.
+                    (code, graph), known = hidden, None
+                    file = file | {"code": code}
                 pieces = None if known is None else TextPieces(known, distinct)
                 columns, stats = linking.link_file(
                     file["code"], graph, self.tokenizer, self.leaf_encoder, pieces, file["language"]
@@ -96,10 +103,22 @@ class RowMaker:
             report["triples"] = dict(Counter(triple.relation for triple in graph.triples))
             report["facts_not_made"] = dict(graph.num_skipped)
             report["syntax_errors"] = graph.num_errors
+            report["annotations_hidden"] = int(hidden is not None)
             kept.append(file)
             rows.append(columns)
         table = rows_to_table(kept, rows)
         return table_to_bytes(table.replace_schema_metadata({"reports": json.dumps(reports, ensure_ascii=False)}))
+
+    def _hidden(self, file: dict, graph) -> tuple[str, object] | None:
+        """Text and graph of a file that loses its annotations, chosen by a hash of its text; None for any other."""
+        if not self._hide_annotations or file["language"] != "python":
+            return None
+        digest = hashlib.blake2b(file["code"].encode("utf-8", "surrogatepass"), digest_size=8).digest()
+        if int.from_bytes(digest, "little") >= self._hide_annotations * 2**64:
+            return None
+        from ..code_graph.annotations import hide_in_graph
+
+        return hide_in_graph(file["code"], graph)
 
     def fact_columns(self, triples: list) -> dict[str, np.ndarray]:
         """The distinct facts (head text, relation, tail text) of a file, as numbers that are equal for equal facts."""
@@ -142,7 +161,7 @@ def table_to_bytes(table: pa.Table) -> pa.Buffer:
     return sink.getvalue()
 
 
-_maker: tuple[tuple[Path, bytes], RowMaker] | None = None
+_maker: tuple[tuple[Path, bytes, float], RowMaker] | None = None
 
 
 def write_rows(
@@ -151,15 +170,16 @@ def write_rows(
     dropped: set[int],
     tokenizer_file: Path,
     extract: Callable,
+    hide_annotations: float,
     guard: "Guard",
     skip: dict[int, str],
 ) -> None:
     """Rows of a batch, see `RowMaker.make`, put into `out`; its survey is used where it stands beside the batch."""
     global _maker
     # By its pickled form: an extractor with a state of its own arrives as a new object with each task.
-    key = (tokenizer_file, pickle.dumps(extract))
+    key = (tokenizer_file, pickle.dumps(extract), hide_annotations)
     if _maker is None or _maker[0] != key:
-        _maker = (key, RowMaker(tokenizer_file.read_text(encoding="utf-8"), extract))
+        _maker = (key, RowMaker(tokenizer_file.read_text(encoding="utf-8"), extract, hide_annotations))
     survey = survey_path(staged)
     known = read_survey(survey) if is_whole(survey) else None
     write_part(out, _maker[1].make(read_batch(staged), dropped, guard, skip, known))

@@ -219,19 +219,28 @@ class _Removal:
     """
 
     def __init__(self, code: str, spans: list[tuple[int, ...]]):
-        kept, position, self._starts, self._removed = [], 0, [], [0]
+        kept, position, self._starts, self._ends, self._removed = [], 0, [], [], [0]
         for start, *_, end in spans:
             if start < position:
                 continue
             kept.append(code[position:start])
             position = end
             self._starts.append(start)
+            self._ends.append(end)
             self._removed.append(self._removed[-1] + end - start)
         self.text = "".join([*kept, code[position:]])
 
     def moved(self, offset: int) -> int:
         """Where a character outside the spans stands in the new text."""
         return offset - self._removed[bisect_left(self._starts, offset)]
+
+    def moved_span(self, start: int, end: int) -> tuple[int, int] | None:
+        """Where a span that is not empty stands in the new text; None if a character of it is gone."""
+        # Spans that begin before this one ends, and so before its last character.
+        number = bisect_left(self._starts, end)
+        if number and start < self._ends[number - 1]:
+            return None
+        return start - self._removed[number], end - self._removed[number]
 
 
 def strip_annotations(code: str) -> tuple[str, list[Slot]]:
@@ -334,6 +343,48 @@ def hide_annotations(source: str) -> tuple[str, list[HiddenType], CodeGraph]:
             )
         )
     return removal.text, hidden, graph
+
+
+def hide_in_graph(source: str, graph: CodeGraph) -> tuple[str, CodeGraph] | None:
+    """A Python file without its annotations, with the graph of the file that had them.
+
+    For pretraining on what a reader of code without annotations must infer: the facts stay, at the places of their heads,
+    but the text that stated them is gone. Facts whose head stood in an annotation go with it.
+
+    Args:
+        source: the file's text.
+        graph: of that text.
+
+    Returns:
+        The text without annotations and the graph with all places in that text, a tail's None where it stood in an
+        annotation; None if the file has no annotation.
+
+    >>> from graphmert.code_graph import extract
+    >>> code = "def size(path: Path) -> int:\n    return path.stat().st_size\n"
+    >>> text, graph = hide_in_graph(code, extract(code))
+    >>> print(text, [(t.head, t.tail) for t in graph.triples if t.relation == "has_type" and not t.is_use])
+    def size(path):
+        return path.stat().st_size
+     [('path', 'Path')]
+    """
+    spans = sorted(annotation_spans(grammar("python").parse(source)))
+    if not spans:
+        return None
+    removal = _Removal(source, spans)
+    triples = []
+    for triple in graph.triples:
+        head = removal.moved_span(triple.head_start, triple.head_end)
+        if head is None:
+            continue
+        tail = None if triple.tail_start is None else removal.moved_span(triple.tail_start, triple.tail_end)
+        tail_start, tail_end = tail or (None, None)
+        triples.append(triple._replace(head_start=head[0], head_end=head[1], tail_start=tail_start, tail_end=tail_end))
+    boundaries = [
+        (place[0], depth)
+        for offset, depth in graph.boundaries
+        if (place := removal.moved_span(offset, offset + 1)) is not None
+    ]
+    return removal.text, replace(graph, triples=triples, boundaries=boundaries)
 
 
 def declared_types(source: str) -> list[Triple]:

@@ -11,13 +11,14 @@ from pathlib import Path
 
 import pytest
 from stub_extract import broken_extract, interrupted_extract, killed_extract, stub_extract
+from tiny import tiny_tokenizer
 
 from graphmert.chain_graphs import load_chain_graphs
 from graphmert.chain_graphs.build import BuildArguments, build_chain_graphs, main, parse_arguments
 from graphmert.chain_graphs.manifest import summary
 from graphmert.chain_graphs.sources import BuildError
 from graphmert.chain_graphs.splitting import split_projects
-from graphmert.code_graph.schema import RELATION_NAMES
+from graphmert.code_graph.schema import RELATION_IDS, RELATION_NAMES
 
 NUM_PROJECTS = 8
 
@@ -413,3 +414,54 @@ def test_given_tokenizer_is_used_without_its_truncation(corpus, tmp_path):
     assert manifest["tokenizer"]["name"] == str(tmp_path / "given")
     assert tokenizer.get_vocab() == given.get_vocab()
     assert all(row["char_ends"][-1] == len(row["code"]) for rows in splits.values() for row in rows)
+
+
+ANNOTATED = "def size(path: Path, deep: bool = False) -> int:\n    total: int = len(path)\n    return total\n"
+
+
+def test_annotations_leave_the_text_and_not_the_graph(tmp_path):
+    for number in range(12):
+        directory = tmp_path / "src" / f"p{number}"
+        directory.mkdir(parents=True)
+        (directory / "a.py").write_text(ANNOTATED + f"x{number} = {number}\n")
+        (directory / "b.py").write_text(f"y{number} = {number}\n")
+    tiny_tokenizer().save_pretrained(tmp_path / "tokenizer")
+
+    def build(name, share, num_proc=1):
+        arguments = BuildArguments(
+            [f"dir:{tmp_path / 'src'}"],
+            str(tmp_path / name),
+            0.3,
+            tokenizer=str(tmp_path / "tokenizer"),
+            near_duplicates=0,
+            hide_annotations=share,
+            num_proc=num_proc,
+        )
+        manifest = build_chain_graphs(arguments)
+        splits = load_chain_graphs(tmp_path / name)[0]
+        return manifest, {row["path"]: row for split in splits.values() for row in split}
+
+    none, plain = build("none", 0.0)
+    some, half = build("half", 0.5)
+    _, again = build("again", 0.5, num_proc=2)
+    every, bare = build("all", 1.0)
+    assert half == again
+    hidden = [path for path in half if half[path]["code"] != plain[path]["code"]]
+    counts = [manifest["extraction"]["files_with_annotations_hidden"] for manifest in (none, some, every)]
+    assert counts == [0, len(hidden), 12] and 0 < len(hidden) < 12
+    assert all(half[path] == bare[path] for path in hidden)
+    types = [RELATION_IDS["has_type"], RELATION_IDS["returns"]]
+    for path, row in bare.items():
+        if path.endswith("a.py"):
+            text = ANNOTATED.replace(": Path", "").replace(": bool ", " ").replace(" -> int", "").replace(": int", "")
+            assert row["code"].startswith(text.replace(" = False", " = False")) and "Path" not in row["code"]
+            # Each of the four types hangs on its name, and on the name's uses.
+            found = [number for number in row["anchor_relation"] if number in types]
+            whole = [number for number in plain[path]["anchor_relation"] if number in types]
+            assert len(found) >= 6 and set(found) == set(whole)
+        else:
+            assert row == plain[path]
+    assert "has lost its annotations" in summary(some) and "has lost its annotations" not in summary(none)
+    assert "has lost its type annotations" in (tmp_path / "half" / "README.md").read_text()
+    with pytest.raises(BuildError, match=r"--hide-annotations is 1\.5"):
+        build("wrong", 1.5)

@@ -253,6 +253,27 @@ def test_base_model(dataset, tmp_path, capsys):
     assert "model_type 'bert'" in error_of(capsys, *arguments)
 
 
+def test_a_graphmert_checkpoint_as_base_model(dataset, tmp_path, capsys):
+    first, second = tmp_path / "first", tmp_path / "second"
+    without_graph = ["--leaves_per_root", "0", "--use_hgat", "false", "--decay_mode", "none", "--mnm_weight", "0"]
+    common = ["--max_steps", "1", "--save_strategy", "no"]
+    arguments = ["--dataset", dataset, *SMALL, *common]
+    assert run(*arguments, *without_graph, "--mlm_weight", "1", "--output_dir", first) == 0
+    arguments = ["--dataset", dataset, "--base_model", first, *SMALL[len(SIZES) :], *common]
+    capsys.readouterr()
+    assert run(*arguments, "--learning_rate", "1e-12", "--min_learning_rate", "1e-13", "--output_dir", second) == 0
+    assert "Continued from" in capsys.readouterr().out
+    # A step that changes next to nothing: the weights are those of the base model, and what it lacked is new.
+    before, after = (load_file(path / "model.safetensors") for path in (first, second))
+    assert all(torch.allclose(before[name], after[name], rtol=0, atol=1e-9) for name in before)
+    new = {name.split(".")[1] for name in set(after) - set(before)}
+    assert new == {"hgat", "decay"}
+    assert json.loads((second / "config.json").read_text())["leaves_per_root"] > 0
+    assert "hidden_size cannot be chosen with --base_model" in error_of(
+        capsys, *arguments, "--hidden_size", "16", "--output_dir", tmp_path / "third"
+    )
+
+
 def test_loss_that_is_not_finite_ends_with_status_1(dataset, tmp_path, capsys, monkeypatch):
     def train(self, **kwargs):
         raise NonFiniteLossError("the loss is NaN or infinite at step 3; lower learning_rate")

@@ -1,5 +1,6 @@
 """Hidden types: where they are asked for, among which candidates, and how a candidate is scored."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,8 +11,8 @@ from tiny_tasks import LEAVES, checkpoint, context, corpora
 
 import graphmert.tasks.type_prediction as types
 from graphmert.chain_graphs.windows import WindowDataset
-from graphmert.code_graph import Triple
-from graphmert.code_graph.annotations import HiddenType, hide_annotations
+from graphmert.code_graph import Triple, extract
+from graphmert.code_graph.annotations import HiddenType, hide_annotations, hide_in_graph
 from graphmert.tasks import run_task
 from graphmert.tasks.queries import Query, ask_in_leaf, ask_in_text, keep_facts
 
@@ -45,6 +46,28 @@ def test_annotations_are_taken_out():
     assert all(text[item.start : item.end] == item.name for item in hidden)
     relations = {"imports", "contains", "has_field", "has_parameter", "declares", "calls"}
     assert {triple.relation for triple in graph.triples} == relations
+
+
+def test_a_graph_keeps_the_types_that_its_text_has_lost():
+    whole = extract(SOURCE)
+    text, graph = hide_in_graph(SOURCE, whole)
+    assert text == HIDDEN
+    assert all(text[triple.head_start : triple.head_end] == triple.head for triple in graph.triples)
+    types = [(t.relation, t.head, t.tail) for t in whole.triples if t.relation in ("has_type", "returns")]
+    assert len(types) > 4
+    assert [(t.relation, t.head, t.tail) for t in graph.triples if t.relation in ("has_type", "returns")] == types
+    # What stood in an annotation is gone: the tails' places, and any fact that hangs on an annotation's own words.
+    assert all(t.tail_start is None for t in graph.triples if t.relation == "returns" and not t.is_use)
+    start = SOURCE.index("PathLike")
+    on_annotation = whole.triples[0]._replace(head="PathLike", head_start=start, head_end=start + len("PathLike"))
+    assert hide_in_graph(SOURCE, replace(whole, triples=[on_annotation, *whole.triples]))[1] == graph
+    places = [t for t in graph.triples if t.tail_start is not None]
+    moved = {t.tail for t in places if text[t.tail_start : t.tail_end] == t.tail}
+    assert {"walk", "path", "found"} <= moved
+    assert [offset for offset, _ in graph.boundaries] == sorted(offset for offset, _ in graph.boundaries)
+    starts = [text[offset:].split()[0] for offset, _ in graph.boundaries]
+    assert starts == ["import", "class", "size", "def", "found", "return"]
+    assert hide_in_graph(HIDDEN, extract(HIDDEN)) is None
 
 
 def query(head=(2, 1), place=3, prefix=(50,)) -> Query:
