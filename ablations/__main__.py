@@ -55,6 +55,11 @@ def run_parser() -> argparse.ArgumentParser:
     _add_setting(parser)
     parser.add_argument("--dataset", required=True, help="corpus to train on, built by graphmert.chain_graphs.build")
     parser.add_argument("--heldout", help="corpus that the tasks test on; it shares no project with --dataset")
+    parser.add_argument(
+        "--training-dataset",
+        help="corpus that the tasks' lookups count in and fine-tuning reads (--dataset); another build of its projects, "
+        "where --dataset has lost what the lookups need (--hide-annotations)",
+    )
     parser.add_argument("--output", required=True, help="directory of all runs: OUTPUT/ROW/seed-N")
     parser.add_argument("--jobs", type=_at_least_one, default=1, help="runs at a time (1)")
     parser.add_argument("--num-threads", type=_at_least_one, help="CPU threads of each run (PyTorch's choice)")
@@ -88,7 +93,7 @@ def run(argv: list[str]) -> int:
     from .step_time import steps_in_the_same_time
 
     setting = read_setting(parsed.config, parsed.rows, parsed.seeds)
-    for directory in filter(None, (parsed.dataset, parsed.heldout)):
+    for directory in filter(None, (parsed.dataset, parsed.heldout, parsed.training_dataset)):
         load_chain_graphs(directory)
     tasks = [] if parsed.tasks == ["none"] else parsed.tasks
     arguments = DriverArguments(
@@ -97,6 +102,7 @@ def run(argv: list[str]) -> int:
         parsed.jobs,
         parsed.num_threads,
         tasks,
+        None if parsed.training_dataset is None else Path(parsed.training_dataset),
     )
     rows_dir = Path(parsed.config).parent / ROWS_DIR
     num_steps = steps_in_the_same_time(

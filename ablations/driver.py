@@ -40,6 +40,7 @@ class DriverArguments:
         jobs: runs at a time.
         num_threads: CPU threads of each; None: PyTorch's choice.
         tasks: names, in place of the setting's; None: the setting's, or every task that there is.
+        training_dataset: what the tasks' lookups count in and their fine-tuning reads; None: `dataset`.
     """
 
     dataset: Path
@@ -47,6 +48,7 @@ class DriverArguments:
     jobs: int = 1
     num_threads: int | None = None
     tasks: list[str] | None = None
+    training_dataset: Path | None = None
 
 
 @dataclass
@@ -263,7 +265,8 @@ class Driver:
         if self.arguments.num_threads is not None:
             options["num_threads"] = self.arguments.num_threads
         command = [*self.tasks_command, *names, "--model", str(run.model_dir)]
-        command += ["--dataset", str(self.arguments.heldout), "--training-dataset", str(self.arguments.dataset)]
+        training = self.arguments.training_dataset or self.arguments.dataset
+        command += ["--dataset", str(self.arguments.heldout), "--training-dataset", str(training)]
         command += ["--output", str(whole), "--save-examples"]
         for name, value in options.items():
             values = value if isinstance(value, list) else [value]

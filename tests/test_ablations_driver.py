@@ -43,6 +43,7 @@ while not sys.argv[1].startswith("-"):
 options = dict(zip(sys.argv[1::2], sys.argv[2::2]))
 sys.argv.remove("--save-examples")
 output = pathlib.Path(sys.argv[sys.argv.index("--output") + 1])
+(output.parent / "training").write_text(options["--training-dataset"])
 with (output.parent / "calls").open("a") as file:
     file.write(" ".join(names + sys.argv[sys.argv.index("--output") + 2:]) + "\\n")
 if "broken" in names:
@@ -94,6 +95,15 @@ def test_runs_are_done_once_and_failures_again(tiny):
     assert driver().execute() == [] and [len(calls(run.directory)) for run in runs] == [1, 2, 1, 1]
 
 
+def test_tasks_may_count_in_another_corpus(tiny, tmp_path):
+    _, runs, driver, dataset = tiny
+    first, second = driver(["first"]), driver(["second"])
+    second.arguments.training_dataset = tmp_path / "annotated"
+    for each, expected in ((first, dataset), (second, tmp_path / "annotated")):
+        assert each.execute() == []
+        assert {(run.directory / "tasks" / "training").read_text() for run in runs} == {str(expected)}
+
+
 def test_reports_are_kept_one_by_one(tiny):
     setting, runs, driver, _ = tiny
     setting.tasks["first"] = {"pool_size": 9, "search_masks": ["a", "b"]}
@@ -115,6 +125,7 @@ def test_reports_are_kept_one_by_one(tiny):
         "log.txt",
         "second.json",
         "second.npz",
+        "training",
     ]
     report = json.loads((folder / "first.json").read_text())
     assert report["figures"] == {"accuracy": 0.5} and report["dataset"]["sha256"] == "y" and "tasks" not in report
