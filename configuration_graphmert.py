@@ -54,6 +54,8 @@ class GraphMertConfig(RobertaConfig):
         num_relations: number of relations; id `num_relations` is the masked relation.
         relation_names: names of the relations in the order of their ids. Default: the twelve of the code-graph schema, cut
             or not given where `num_relations` is another number.
+        include_uses, include_site_anchors, exclude_relations, edge_relations: which facts of a code graph the model was
+            trained on, and which of them as edges between roots (`chain_graphs.WindowDataset`); a processor reads code so.
         use_hgat: whether relations change leaf embeddings.
         relation_dropout: dropout on the relation parameters while training.
         hgat_negative_slope: slope of H-GAT's LeakyReLU below zero (0.2 as in GAT).
@@ -90,6 +92,10 @@ class GraphMertConfig(RobertaConfig):
     leaves_per_root: int = 7
     num_relations: int = 12
     relation_names: list[str] | None = None
+    include_uses: bool = True
+    include_site_anchors: bool = True
+    exclude_relations: list[str] | None = None
+    edge_relations: list[str] | None = None
     use_hgat: bool = True
     relation_dropout: float = 0.3
     hgat_negative_slope: float = 0.2
@@ -112,6 +118,8 @@ class GraphMertConfig(RobertaConfig):
             self.relation_names = list(DEFAULT_RELATION_NAMES)
         elif self.relation_names is None and _is_int(self.num_relations) and self.num_relations > 0:
             self.relation_names = [f"relation_{i}" for i in range(self.num_relations)]
+        self.exclude_relations = [] if self.exclude_relations is None else self.exclude_relations
+        self.edge_relations = [] if self.edge_relations is None else self.edge_relations
         # Always the plain map, whole: the code files travel beside config.json, whatever class was saved.
         self.auto_map = {**(self.auto_map or {}), **AUTO_MAP}
         self.check()
@@ -192,7 +200,7 @@ class GraphMertConfig(RobertaConfig):
             "leaf_position",
             "it must be one of " + ", ".join(map(repr, LEAF_POSITIONS)),
         )
-        for name in ("use_hgat", "span_boundary"):
+        for name in ("use_hgat", "span_boundary", "include_uses", "include_site_anchors"):
             require(isinstance(getattr(self, name), bool), name, "it must be True or False")
         names = self.relation_names
         require(
@@ -202,6 +210,13 @@ class GraphMertConfig(RobertaConfig):
             "relation_names",
             f"it must hold num_relations = {self.num_relations} different names",
         )
+        for name in ("exclude_relations", "edge_relations"):
+            given = getattr(self, name)
+            require(
+                isinstance(given, list | tuple) and set(given) <= set(names),
+                name,
+                f"it must be a list of names among {', '.join(names)}",
+            )
         require(self.type_vocab_size >= 2, "type_vocab_size", "it must be at least 2 (0 for roots, 1 for leaves)")
         require(
             self.hidden_size % self.num_attention_heads == 0,

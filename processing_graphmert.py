@@ -36,6 +36,13 @@ PROCESSOR_FILE = "processor_config.json"
 _REQUIRED = ("num_roots", "leaves_per_root", "relation_names", "layout")
 # What must be equal in a model and its processor.
 _SHARED = ("relation_names", "num_roots", "leaves_per_root")
+# Likewise, but older checkpoints do not name them: which facts the model was trained on, as `WindowDataset` takes them.
+_GRAPH_OPTIONS = {
+    "include_uses": True,
+    "include_site_anchors": True,
+    "exclude_relations": [],
+    "edge_relations": [],
+}
 # Those in which one row is one window.
 _LAYOUTS = ("compact", "padded")
 _PADDINGS = (True, False, "longest", "max_length", "do_not_pad")
@@ -53,6 +60,8 @@ class GraphMertProcessor(ProcessorMixin):
         num_roots, leaves_per_root: R and L of the model.
         relation_names: the model's relations in the order of their ids. Default: the twelve of the code-graph schema.
         layout: "compact" (existing nodes only) or "padded" (all R(1+L) slots).
+        include_uses, include_site_anchors, exclude_relations, edge_relations: which facts the model was trained on, as in
+            `chain_graphs.WindowDataset`; with `edge_relations` the inputs hold `root_distance` too.
         vocabulary_sha256: of the tokenizer that was saved; another one is refused. Written by `save_pretrained`.
 
     Raises:
@@ -74,6 +83,10 @@ class GraphMertProcessor(ProcessorMixin):
         relation_names: Sequence[str] | None = None,
         layout: str = "compact",
         vocabulary_sha256: str | None = None,
+        include_uses: bool = True,
+        include_site_anchors: bool = True,
+        exclude_relations: Sequence[str] = (),
+        edge_relations: Sequence[str] = (),
     ):
         super().__init__(tokenizer)
         for name, value, smallest in (("num_roots", num_roots, 3), ("leaves_per_root", leaves_per_root, 0)):
@@ -91,6 +104,8 @@ class GraphMertProcessor(ProcessorMixin):
             raise ValueError(f"relation_names must be different names, at least one; got {list(relation_names)}")
         self.num_roots, self.leaves_per_root, self.layout = num_roots, leaves_per_root, layout
         self.relation_names = list(relation_names)
+        self.include_uses, self.include_site_anchors = bool(include_uses), bool(include_site_anchors)
+        self.exclude_relations, self.edge_relations = list(exclude_relations), list(edge_relations)
         self.vocabulary_sha256 = _fingerprint(tokenizer)
         if vocabulary_sha256 not in (None, self.vocabulary_sha256):
             raise ValueError(
@@ -113,7 +128,8 @@ class GraphMertProcessor(ProcessorMixin):
         Raises:
             ValueError: the tokenizer has entries that the model does not.
         """
-        processor = cls(tokenizer, config.num_roots, config.leaves_per_root, config.relation_names, layout)
+        graph = {name: getattr(config, name) for name in _GRAPH_OPTIONS}
+        processor = cls(tokenizer, config.num_roots, config.leaves_per_root, config.relation_names, layout, **graph)
         processor.check_config(config)
         return processor
 
@@ -127,7 +143,8 @@ class GraphMertProcessor(ProcessorMixin):
 
     def _make_reader(self):
         reader_class = _package("chain_graphs.reading").CodeReader
-        return reader_class(self.tokenizer, self.num_roots, self.leaves_per_root, self.relation_names)
+        graph = {name: getattr(self, name) for name in _GRAPH_OPTIONS}
+        return reader_class(self.tokenizer, self.num_roots, self.leaves_per_root, self.relation_names, **graph)
 
     @property
     def statistics(self) -> Counter:
@@ -166,7 +183,7 @@ class GraphMertProcessor(ProcessorMixin):
         Returns:
             `input_ids`, `attention_mask`, `token_type_ids`, `root_index`, `leaf_index`, `relation_ids`, `relation_reversed`,
             `head_start`, `head_length`: int64 (windows, nodes); `overflow_to_sample_mapping`: int64 (windows,), the text
-            that each window is of.
+            that each window is of. With `edge_relations` also `root_distance`: int16 (windows, R, R).
 
         Raises:
             ValueError: no text, an unknown language, or arguments that contradict each other.
@@ -190,6 +207,8 @@ class GraphMertProcessor(ProcessorMixin):
                 raise ValueError("the padded layout is padding; use layout='compact' with padding=False")
             sizes = batch["attention_mask"].sum(1).tolist()
             rows = {name: [row[:size] for row, size in zip(batch[name], sizes, strict=True)] for name in INPUT_NAMES}
+            if "root_distance" in batch:
+                rows["root_distance"] = list(batch["root_distance"])
             if return_tensors is None:
                 mapping = batch["overflow_to_sample_mapping"].tolist()
                 data = {name: [row.tolist() for row in value] for name, value in rows.items()}
@@ -235,7 +254,7 @@ class GraphMertProcessor(ProcessorMixin):
             layout, pad_to_multiple_of: as in `__call__`.
 
         Returns:
-            int64 tensors (windows, nodes) by the names of the model's inputs.
+            int64 tensors (windows, nodes) by the names of the model's inputs; `root_distance` where facts are edges.
         """
         layout = self.layout if layout is None else layout
         if layout not in _LAYOUTS:
@@ -251,13 +270,15 @@ class GraphMertProcessor(ProcessorMixin):
             )
         self._collator.layout, self._collator.pad_to_multiple_of = layout, pad_to_multiple_of
         batch = self._collator(list(items))
-        return {name: batch[name] for name in INPUT_NAMES}
+        return {name: batch[name] for name in (*INPUT_NAMES, "root_distance") if name in batch}
 
     def _pad_to_all_slots(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         missing = self.num_roots * (1 + self.leaves_per_root) - batch["input_ids"].shape[1]
         fill = {"input_ids": self.tokenizer.pad_token_id, "leaf_index": -1, "relation_ids": -1}
         return {
-            name: torch.nn.functional.pad(value, (0, missing), value=fill.get(name, 0))
+            name: value
+            if name == "root_distance"
+            else torch.nn.functional.pad(value, (0, missing), value=fill.get(name, 0))
             for name, value in batch.items()
         }
 
@@ -271,8 +292,8 @@ class GraphMertProcessor(ProcessorMixin):
             ValueError: relations, sizes or vocabulary differ; the message names which.
         """
         values = config if isinstance(config, dict) else config.to_dict()
-        for name in _SHARED:
-            ours, theirs = getattr(self, name), values.get(name)
+        for name in (*_SHARED, *_GRAPH_OPTIONS):
+            ours, theirs = getattr(self, name), values.get(name, _GRAPH_OPTIONS.get(name))
             theirs = list(theirs) if isinstance(theirs, tuple) else theirs
             if ours != theirs:
                 raise ValueError(
@@ -341,7 +362,8 @@ class GraphMertProcessor(ProcessorMixin):
         missing = [name for name in _SHARED if name not in config]
         if missing:
             raise ValueError(f"config.json of {pretrained_model_name_or_path} lacks {', '.join(missing)}")
-        return {name: config[name] for name in _SHARED} | {"layout": _LAYOUTS[0]}, rest
+        graph = {name: config.get(name, default) for name, default in _GRAPH_OPTIONS.items()}
+        return {name: config[name] for name in _SHARED} | {"layout": _LAYOUTS[0]} | graph, rest
 
     @classmethod
     def _load_tokenizer_from_pretrained(

@@ -64,6 +64,8 @@ _SAME_WHEN_RESUMING = (
 )
 
 
+# Which facts of the graph windows hold; the model's configuration says it too.
+GRAPH_OPTIONS = ("include_uses", "include_site_anchors", "exclude_relations", "edge_relations")
 # What the console shows of a log: the figure's name and its label.
 _LOGGED = (
     ("loss", "loss"),
@@ -102,6 +104,8 @@ def main(argv: list[str] | None = None) -> int:
         train_windows, eval_windows, tokenizer, manifest = open_dataset(model_args, data_args, args)
         set_seed(args.seed)
         model = build_model(model_args, tokenizer, manifest, verbose=args.process_index == 0, seed=args.seed)
+        # What the model is trained on, for whoever reads code for it.
+        model.config.update({name: getattr(data_args, name) for name in GRAPH_OPTIONS})
         if model_args.attn_implementation is None:
             choose_attention_backend(model, args.device, with_edges=bool(data_args.edge_relations))
         if checkpoint is not None:

@@ -14,7 +14,7 @@ import pyarrow as pa
 from ..code_graph import CodeGraph, extract
 from ..code_graph.schema import RELATION_IDS, RELATION_NAMES
 from .linking import ROW_COLUMNS, LeafEncoder, corpus_backend, link_file
-from .windows import WindowDataset
+from .windows import WindowDataset, check_relations
 
 # Columns of one entry for each token, and of one entry for each anchor.
 _CHARACTER_COLUMNS = ("char_starts", "char_ends")
@@ -29,6 +29,7 @@ class CodeReader:
         tokenizer: a fast Hugging Face tokenizer; it is not changed.
         num_roots, leaves_per_root: as in `WindowDataset`.
         relation_names: the relations that a model knows, in the order of its ids; facts of others are left out and counted.
+        **graph_options: `include_uses`, `include_site_anchors`, `exclude_relations`, `edge_relations` of `WindowDataset`.
 
     Attributes:
         statistics: counts of what was read, placed and left out in this process.
@@ -37,7 +38,9 @@ class CodeReader:
         ValueError: the tokenizer is not fast, or a relation is not in the schema of code graphs.
     """
 
-    def __init__(self, tokenizer, num_roots: int, leaves_per_root: int, relation_names: Sequence[str]):
+    def __init__(
+        self, tokenizer, num_roots: int, leaves_per_root: int, relation_names: Sequence[str], **graph_options
+    ):
         unknown = [name for name in relation_names if name not in RELATION_IDS]
         if unknown:
             raise ValueError(
@@ -49,6 +52,8 @@ class CodeReader:
                 "use a directory with a tokenizer.json"
             )
         self.tokenizer, self.num_roots, self.leaves_per_root = tokenizer, num_roots, leaves_per_root
+        self._graph_options = graph_options
+        check_relations(**{name: graph_options.get(name, ()) for name in ("exclude_relations", "edge_relations")})
         backend = corpus_backend(tokenizer.backend_tokenizer.to_str())
         self._linking_tokenizer = SimpleNamespace(is_fast=True, backend_tokenizer=backend)
         self._leaf_encoder = LeafEncoder(self._linking_tokenizer)
@@ -100,7 +105,9 @@ class CodeReader:
         items: list[dict] = []
         if full:
             dataset = SimpleNamespace(data=_table([rows[number] for number in full]))
-            windows = WindowDataset(dataset, self.tokenizer, self.num_roots, self.leaves_per_root)
+            windows = WindowDataset(
+                dataset, self.tokenizer, self.num_roots, self.leaves_per_root, **self._graph_options
+            )
             for number, file in enumerate(windows.file_index.tolist()):
                 item = windows[number]
                 items.append({**item, "relation": self._model_id[item["relation"]], "text": full[file]})
@@ -111,7 +118,9 @@ class CodeReader:
         if len(full) < len(rows):
             if not full:
                 bos, eos = self._ends()
-            items += [_empty_window(number, bos, eos) for number in sorted(set(range(len(rows))) - set(full))]
+            has_edges = bool(self._graph_options.get("edge_relations")) and self.leaves_per_root > 0
+            empty = sorted(set(range(len(rows))) - set(full))
+            items += [_empty_window(number, bos, eos, has_edges) for number in empty]
             items.sort(key=lambda item: item["text"])
         self.statistics["windows"] += len(items)
         return items
@@ -163,7 +172,7 @@ def _table(rows: list[dict[str, np.ndarray]]) -> pa.Table:
     return pa.table(columns)
 
 
-def _empty_window(text: int, bos: int, eos: int) -> dict:
+def _empty_window(text: int, bos: int, eos: int, has_edges: bool) -> dict:
     none = np.zeros(0, dtype=np.int32)
     names = ("head_start", "head_length", "relation", "reversed", "visible", "leaf_root", "leaf_slot", "leaf_length")
     return {
@@ -173,5 +182,6 @@ def _empty_window(text: int, bos: int, eos: int) -> dict:
         "word_starts": np.ones(2, dtype=np.int8),
         **{name: none for name in names},
         "leaf_ids": none,
+        **({"edges": np.zeros((0, 4), dtype=np.int32)} if has_edges else {}),
         "text": text,
     }

@@ -93,6 +93,21 @@ def _flat_column(dataset, name: str) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate(offsets), np.concatenate(values) if total else np.zeros(0, dtype=np.int32)
 
 
+def check_relations(exclude_relations: Sequence[str], edge_relations: Sequence[str]) -> None:
+    """Refuse relations that do not exist, or that are both left out and edges.
+
+    Raises:
+        ValueError: names the relation.
+    """
+    for option, names in (("exclude_relations", exclude_relations), ("edge_relations", edge_relations)):
+        unknown = [name for name in names if name not in RELATION_NAMES]
+        if unknown:
+            raise ValueError(f"{option} names {unknown[0]!r}; the relations are {', '.join(RELATION_NAMES)}")
+    both = [name for name in edge_relations if name in exclude_relations]
+    if both:
+        raise ValueError(f"{both[0]} is in exclude_relations and in edge_relations: leave it out of one of them")
+
+
 class WindowDataset(Dataset):
     """The windows of one split as sparse leafy chain graphs, a map-style torch dataset.
 
@@ -137,13 +152,7 @@ class WindowDataset(Dataset):
             raise ValueError(f"num_roots must be at least 3 (<s>, one token, </s>), got {num_roots}")
         if leaves_per_root < 0:
             raise ValueError(f"leaves_per_root must be 0 or more, got {leaves_per_root}")
-        for option, names in (("exclude_relations", exclude_relations), ("edge_relations", edge_relations)):
-            unknown = [name for name in names if name not in RELATION_NAMES]
-            if unknown:
-                raise ValueError(f"{option} names {unknown[0]!r}; the relations are {', '.join(RELATION_NAMES)}")
-        both = [name for name in edge_relations if name in exclude_relations]
-        if both:
-            raise ValueError(f"{both[0]} is in exclude_relations and in edge_relations: leave it out of one of them")
+        check_relations(exclude_relations, edge_relations)
         self.num_roots, self.leaves_per_root = num_roots, leaves_per_root
         self._excluded = [RELATION_NAMES.index(name) for name in exclude_relations]
         # Without leaf slots there is no graph, edges included.

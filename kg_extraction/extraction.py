@@ -129,7 +129,15 @@ class Extractor:
     ):
         config = model.config
         self.mnm_target, self.types = config.mnm_target, types
-        self.corpus = Corpus(files, tokenizer, config.num_roots, config.leaves_per_root)
+        self.corpus = Corpus(
+            files,
+            tokenizer,
+            config.num_roots,
+            config.leaves_per_root,
+            config.include_uses,
+            config.include_site_anchors,
+            config.exclude_relations,
+        )
         self.entities = [FileEntities(file, self.corpus.indices.get(file.project)) for file in self.corpus.files]
         self.names = Names(self.corpus, self.entities)
         self.scorer = Scorer(model, tokenizer, self.corpus, batch_size, progress)

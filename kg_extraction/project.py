@@ -11,6 +11,7 @@ from ..chain_graphs.linking import LeafEncoder, link_file
 from ..chain_graphs.sources import ReadOptions, SkippedFile, SourceFile, parse_source
 from ..chain_graphs.windows import canonical_ids, cut_windows
 from ..code_graph import CodeGraph, ProjectIndex, extract
+from ..code_graph.schema import RELATION_IDS
 
 
 class Anchor(NamedTuple):
@@ -113,7 +114,8 @@ class Corpus:
     Args:
         files: (project, path, language, text) of each file.
         tokenizer: the checkpoint's tokenizer.
-        num_roots, leaves_per_root: as in the checkpoint's configuration.
+        num_roots, leaves_per_root, include_uses, include_site_anchors, exclude_relations: as in the checkpoint's
+            configuration.
 
     Attributes:
         files: the `CodeFile`s.
@@ -123,9 +125,18 @@ class Corpus:
     """
 
     def __init__(
-        self, files: Iterable[tuple[str, str, str, str]], tokenizer, num_roots: int = 128, leaves_per_root: int = 7
+        self,
+        files: Iterable[tuple[str, str, str, str]],
+        tokenizer,
+        num_roots: int = 128,
+        leaves_per_root: int = 7,
+        include_uses: bool = True,
+        include_site_anchors: bool = True,
+        exclude_relations: Iterable[str] = (),
     ):
         self.num_roots, self.leaves_per_root = num_roots, leaves_per_root
+        self._include_uses, self._include_site_anchors = include_uses, include_site_anchors
+        self._excluded = [RELATION_IDS[name] for name in exclude_relations]
         self.tokenizer = tokenizer
         # Code may hold the text "<mask>" or "</s>"; here it is text. A saved tokenizer may also carry a truncation.
         tokenizer.backend_tokenizer.no_truncation()
@@ -173,12 +184,17 @@ class Corpus:
         begin, end = ranges[:, 0], ranges[:, 1]
         token, length = columns["anchor_start"].astype(np.int64), columns["anchor_length"].astype(np.int64)
         window = np.searchsorted(begin, token, side="right") - 1
-        kept = np.flatnonzero(token + length <= end[window])
+        triple, is_reversed = columns["anchor_triple"], columns["anchor_reversed"].astype(bool)
+        # Which facts the checkpoint was trained on.
+        taken = token + length <= end[window]
+        taken &= self._include_uses | ~columns["anchor_is_use"].astype(bool)
+        taken &= self._include_site_anchors | ~is_reversed
+        kept = np.flatnonzero(taken & ~np.isin(columns["anchor_relation"], self._excluded))
         token, length, window = token[kept], length[kept], window[kept]
         # Where each triple's tail stands, -1 for those without a place.
-        triple, is_reversed = columns["anchor_triple"], columns["anchor_reversed"].astype(bool)
         site = np.full(int(triple.max(initial=-1)) + 1, -1, dtype=np.int64)
-        site[triple[is_reversed]] = columns["anchor_start"][is_reversed]
+        if self._include_site_anchors:
+            site[triple[is_reversed]] = columns["anchor_start"][is_reversed]
         site, is_reversed = site[triple[kept]], is_reversed[kept]
         relation, leaf_ids = columns["anchor_relation"][kept], columns["leaf_ids"]
         leaf_begin = columns["leaf_offsets"][:-1].astype(np.int64)[kept]

@@ -104,6 +104,11 @@ def load_checkpoint(directory: str | Path, device: str = "cpu"):
         raise ValueError(
             f"--model {directory}: the tokenizer has {len(tokenizer)} entries, the model only {model.config.vocab_size}"
         )
+    if model.config.edge_relations:
+        raise ValueError(
+            f"--model {directory}: reads {', '.join(model.config.edge_relations)} as edges between roots, which fact "
+            "extraction does not; train one without --edge_relations"
+        )
     if model.config.leaves_per_root < 1:
         raise ValueError(
             f"--model {directory}: leaves_per_root is 0; a model without leaves cannot be asked for facts"

@@ -317,10 +317,11 @@ class TaskContext:
         return {
             "num_roots": self.config.num_roots,
             "leaves_per_root": self.config.leaves_per_root if (self.use_graph if graph is None else graph) else 0,
-            "include_uses": self.recipe.get("include_uses", True),
-            "include_site_anchors": self.recipe.get("include_site_anchors", True),
-            "exclude_relations": tuple(self.recipe.get("exclude_relations", ())),
-            "edge_relations": tuple(self.recipe.get("edge_relations", ())),
+            # Checkpoints from before the configuration said so have it in their summary alone.
+            "include_uses": self.recipe.get("include_uses", self.config.include_uses),
+            "include_site_anchors": self.recipe.get("include_site_anchors", self.config.include_site_anchors),
+            "exclude_relations": tuple(self.recipe.get("exclude_relations", self.config.exclude_relations)),
+            "edge_relations": tuple(self.recipe.get("edge_relations", self.config.edge_relations)),
         }
 
     def windows(self, corpus: Corpus, max_windows: int | None = None, **options) -> WindowDataset:

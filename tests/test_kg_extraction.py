@@ -45,8 +45,8 @@ NODE_COLUMNS = (
 )
 
 
-def corpus(num_roots: int = 48, leaves: int = 7) -> Corpus:
-    return Corpus(PROJECT, project_tokenizer(), num_roots, leaves)
+def corpus(num_roots: int = 48, leaves: int = 7, **options) -> Corpus:
+    return Corpus(PROJECT, project_tokenizer(), num_roots, leaves, **options)
 
 
 def nodes_of(batch: dict[str, torch.Tensor], row: int = 0) -> list[tuple]:
@@ -54,14 +54,19 @@ def nodes_of(batch: dict[str, torch.Tensor], row: int = 0) -> list[tuple]:
     return sorted(zip(*(batch[name][row][real].tolist() for name in NODE_COLUMNS), strict=True))
 
 
-def window_dataset(made: Corpus) -> WindowDataset:
+def window_dataset(made: Corpus, **options) -> WindowDataset:
     rows = {name: [file.columns[name].tolist() for file in made.files] for name in made.files[0].columns}
-    return WindowDataset(Dataset.from_dict(rows), project_tokenizer(), made.num_roots, made.leaves_per_root)
+    return WindowDataset(Dataset.from_dict(rows), project_tokenizer(), made.num_roots, made.leaves_per_root, **options)
 
 
-def test_windows_are_those_of_training():
-    made = corpus()
-    trained = window_dataset(made)
+CHOICES = [{}, {"include_uses": False}, {"include_site_anchors": False}, {"exclude_relations": ["calls", "declares"]}]
+
+
+@pytest.mark.parametrize("options", CHOICES, ids=str)
+def test_windows_are_those_of_training(options):
+    made = corpus(**options)
+    trained = window_dataset(made, **options)
+    assert options == {} or trained.statistics()["facts_placed"] < window_dataset(made).statistics()["facts_placed"]
     assert len(made.windows) == len(trained) > 5
     for window, item in zip(made.windows, (trained[k] for k in range(len(trained))), strict=True):
         assert window.input_ids.tolist() == item["input_ids"].tolist()

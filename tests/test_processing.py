@@ -37,7 +37,17 @@ def make(**options) -> GraphMertProcessor:
     return GraphMertProcessor(tiny_tokenizer(), **{"num_roots": NUM_ROOTS, "leaves_per_root": LEAVES, **options})
 
 
-def test_windows_are_those_of_a_dataset():
+OPTIONS = [
+    {},
+    {"include_uses": False},
+    {"include_site_anchors": False},
+    {"exclude_relations": ["flows_to", "has_parameter"]},
+    {"edge_relations": ["flows_to"]},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_windows_are_those_of_a_dataset(options):
     """What a build and the collator make of the same files, to the last number."""
     tokenizer = tiny_tokenizer()
     codes = [code for code in CODES if code]
@@ -45,13 +55,21 @@ def test_windows_are_those_of_a_dataset():
     facts = {"fact_hash": [], "fact_relation": [], "fact_count": []}
     files = [{"source": "s", "project": "p", "path": "a.py", "language": "python", "code": code} for code in codes]
     table = rows_to_table(files, [{**row, **{k: np.array(v) for k, v in facts.items()}} for row in columns])
-    windows = WindowDataset(SimpleNamespace(data=table), tokenizer, NUM_ROOTS, LEAVES)
+    windows = WindowDataset(SimpleNamespace(data=table), tokenizer, NUM_ROOTS, LEAVES, **options)
     collator = GraphMertCollator(tokenizer, NUM_ROOTS, LEAVES, mlm_probability=0, mnm_probability=0)
     expected = collator([windows[index] for index in range(len(windows))])
-    inputs = make()(codes, return_tensors="pt")
+    inputs = make(**options)(codes, return_tensors="pt")
     assert int((inputs["leaf_index"] >= 0).sum()) > 20
-    for name in ("input_ids", "attention_mask", "token_type_ids", *GRAPH):
+    names = [
+        "input_ids",
+        "attention_mask",
+        "token_type_ids",
+        *GRAPH,
+        *(["root_distance"] if "edges" in windows[0] else []),
+    ]
+    for name in names:
         assert torch.equal(inputs[name], expected[name]), name
+    assert options == {} or not torch.equal(inputs["relation_ids"], make()(codes, return_tensors="pt")["relation_ids"])
     assert inputs["overflow_to_sample_mapping"].tolist() == windows.file_index.tolist()
 
 
@@ -342,6 +360,25 @@ def test_extra_code_and_pickles_are_not_run(tmp_path):
     # Without trust_remote_code the library's own class reads the tokenizer.
     assert GraphMertProcessor.from_pretrained(directory)(CODES)
     assert not marker.exists()
+
+
+@pytest.mark.parametrize("options", OPTIONS[1:], ids=str)
+def test_a_processor_reads_what_its_model_was_trained_on(options, tmp_path):
+    model, _ = save_tiny_checkpoint(tmp_path, **options)
+    loaded = GraphMertProcessor.from_pretrained(tmp_path)
+    assert all(getattr(loaded, name) == value == getattr(model.config, name) for name, value in options.items())
+    (tmp_path / "processor_config.json").unlink()
+    assert GraphMertProcessor.from_pretrained(tmp_path)(CODES) == loaded(CODES)
+    with pytest.raises(ValueError, match=f"the processor has {next(iter(options))}"):
+        make().check_config(model.config)
+    codes = [code for code in CODES if code]
+    together, alone = model.roberta.encode([*codes, ""], loaded), model.roberta.encode(codes[0], loaded)
+    assert torch.allclose(torch.as_tensor(together[0]), torch.as_tensor(alone), atol=1e-5)
+    assert len(loaded(codes, padding="max_length")["input_ids"][0]) == NUM_ROOTS * (1 + LEAVES)
+    text = loaded(codes[0], return_tensors=None, padding=False)
+    assert ("root_distance" in text) == bool(loaded.edge_relations)
+    with pytest.raises(ValueError, match="exclude_relations names 'moves'"):
+        make(exclude_relations=["moves"])
 
 
 def test_sizes_that_do_not_fit_are_refused():
