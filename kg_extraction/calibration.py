@@ -25,6 +25,9 @@ NUM_BINS = 10
 # Scores beyond the best few hundred have no weight, whatever the temperature.
 _MAX_SCORES = 512
 _FORMAT = 2
+# Bounds of 1 / T (0 where a table can stand alone), and how strongly it is pulled towards 1.
+_INVERSE_TEMPERATURES = (math.exp(-4), math.exp(3))
+_PULL = 1e-3
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,9 @@ class Scaling:
 
     def logits(self, scores: np.ndarray, prior: np.ndarray | None = None) -> np.ndarray:
         """s / T + w q, float64 `(..., answers)`."""
-        scaled = np.asarray(scores, dtype=np.float64) / self.temperature
+        scaled = np.asarray(scores, dtype=np.float64)
+        # Not a division: an impossible answer's score may be -inf.
+        scaled = np.zeros_like(scaled) if math.isinf(self.temperature) else scaled / self.temperature
         return scaled if prior is None or not self.prior_weight else scaled + self.prior_weight * prior
 
     def probabilities(self, scores: np.ndarray, prior: np.ndarray | None = None) -> np.ndarray:
@@ -168,25 +173,34 @@ def fit(examples: Sequence[Example], use_model: bool = True, use_prior: bool = T
     is_other = gold < 0
     rows, columns = np.arange(len(gold)), np.where(is_other, 0, gold)
 
-    def scaling_of(parameters: np.ndarray) -> Scaling:
-        temperature = float(np.exp(np.clip(parameters[1], -3, 4))) if use_model else math.inf
-        weight = float(np.clip(parameters[2], 0, 10)) if use_prior else 0.0
-        return Scaling(temperature, float(np.clip(parameters[0], -60, 60)), weight)
-
-    def loss(parameters: np.ndarray) -> float:
-        scaling = scaling_of(parameters)
-        logits = scaling.logits(scores, prior)
-        highest = np.maximum(logits.max(axis=1), scaling.other)
-        total = np.exp(logits - highest[:, None]).sum(axis=1) + np.exp(scaling.other - highest)
-        chosen = np.where(is_other, scaling.other, logits[rows, columns])
+    def loss(parameters: np.ndarray) -> tuple[float, np.ndarray]:
+        other, inverse, weight = parameters
+        logits = inverse * scores + weight * prior
+        highest = np.maximum(logits.max(axis=1), other)
+        shares = np.exp(logits - highest[:, None])
+        other_share = np.exp(other - highest)
+        total = shares.sum(axis=1) + other_share
+        chosen = np.where(is_other, other, logits[rows, columns])
+        shares /= total[:, None]
         # A slight pull towards T = 1, so that a handful of facts cannot send it anywhere.
-        return float(np.mean(np.log(total) + highest - chosen)) + 1e-3 * parameters[1] ** 2
+        pull = _PULL * (inverse - 1) if use_model else 0.0
+        value = float(np.mean(np.log(total) + highest - chosen)) + pull * (inverse - 1)
+        slopes = [
+            np.mean((shares * values).sum(axis=1) - np.where(is_other, 0.0, values[rows, columns]))
+            for values in (scores, prior)
+        ]
+        slopes[0] += 2 * pull
+        return value, np.array([np.mean(other_share / total - is_other), *slopes])
 
-    first = scaling_of(np.array([0.0, 0.0, 0.5]))
-    start = np.array([float(np.median(first.logits(scores, prior).max(axis=1))) - 1.0, 0.0, 0.5])
-    steps = start + np.array([[0, 0, 0], [2.0, 0, 0], [0, 0.5, 0], [0, 0, 0.3]])
-    options = {"initial_simplex": steps, "xatol": 1e-3, "fatol": 1e-6, "maxiter": 400}
-    return scaling_of(minimize(loss, start, method="Nelder-Mead", options=options).x)
+    # In (o, 1 / T, w) the loss is convex: there is one optimum, whatever the start.
+    inverse, weight = (1.0 if use_model else 0.0), (0.5 if use_prior else 0.0)
+    start = np.array([float(np.median((inverse * scores + weight * prior).max(axis=1))) - 1.0, inverse, weight])
+    lowest, highest = _INVERSE_TEMPERATURES
+    inverses = (0.0 if use_prior else lowest, highest) if use_model else (0, 0)
+    bounds = [(-60, 60), inverses, (0, 10) if use_prior else (0, 0)]
+    found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 500}).x
+    other, inverse, weight = map(float, found)
+    return Scaling(1 / inverse if inverse > 0 else math.inf, other, weight)
 
 
 def _matrices(examples: Sequence[Example]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -313,6 +314,36 @@ def test_calibration_finds_the_temperature_and_mends_the_error():
     assert scaling.probabilities(np.zeros(4)).sum() < 1 and Scaling().probabilities(
         np.zeros(4)
     ).sum() == pytest.approx(1)
+
+
+def test_the_fit_is_the_optimum_for_a_model_that_knows_less_than_the_table():
+    """Widely spread scores that mean nothing get no weight: temperatures beyond any bound."""
+    generator = np.random.default_rng(0)
+    examples = []
+    for number in range(400):
+        prior = np.log(generator.dirichlet(np.full(20, 0.3)) + 1e-6)
+        gold = int(generator.choice(20, p=np.exp(prior) / np.exp(prior).sum())) if generator.random() < 0.7 else -1
+        examples.append(Example(generator.normal(-20, 12, 20) + prior, gold, number % 10, prior))
+
+    def loss(scaling: Scaling) -> float:
+        values = []
+        for example in examples:
+            shares = scaling.probabilities(example.scores, example.prior)
+            values.append(-np.log(shares[example.gold] if example.gold >= 0 else 1 - shares.sum()))
+        return float(np.mean(values))
+
+    both, model, table = fit(examples), fit(examples, use_prior=False), fit(examples, use_model=False)
+    assert both.prior_weight == pytest.approx(1.0, abs=0.2) and both.temperature > 20
+    assert loss(both) < min(loss(model) - 0.1, loss(table) + 0.01)
+    for change in (
+        {"temperature": 0.9},
+        {"temperature": 1.1},
+        {"prior_weight": 0.9},
+        {"prior_weight": 1.1},
+        {"other": 1.1},
+    ):
+        near = replace(both, **{name: factor * getattr(both, name) for name, factor in change.items()})
+        assert loss(near) > loss(both) - 2e-3
 
 
 def test_expected_calibration_error_by_hand():
