@@ -131,7 +131,7 @@ def check_graph_inputs(
     if root_index is None and given:
         raise ValueError(f"Graph inputs need root_index; only {', '.join(given)} given.")
     # Leaves that share their root's position need none of their own.
-    shared = root_index is not None and config.leaf_position == "root"
+    shared = root_index is not None and config.leaf_position != "slot"
     limit = config.num_nodes if shared else config.num_usable_positions
     if graph_ids is None and shape[1] > limit:
         raise ValueError(

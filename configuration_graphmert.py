@@ -23,7 +23,7 @@ DEFAULT_RELATION_NAMES = (
 )
 DECAY_MODES = ("bias", "multiplicative", None)
 MNM_TARGETS = ("relation", "tail", "both")
-LEAF_POSITIONS = ("slot", "root")
+LEAF_POSITIONS = ("slot", "root", "root_slot")
 HGAT_INITS = ("zeros", "normal", "identity")
 AUTO_MAP = {
     "AutoConfig": "configuration_graphmert.GraphMertConfig",
@@ -65,7 +65,8 @@ class GraphMertConfig(RobertaConfig):
             attention as it is.
         decay_base: lambda of the decay, between 0 and 1.
         decay_offset_init: first value of the learnable offset p of each head.
-        leaf_position: "slot" gives leaf (i, j) the position of its canonical slot R + L i + j, "root" that of its root.
+        leaf_position: "slot" gives leaf (i, j) the position of its canonical slot R + L i + j, "root" that of its root,
+            "root_slot" that of its root and an embedding of j, which all roots share.
         mnm_target: "relation", "tail" or "both": what masked node modelling predicts.
         mlm_weight: weight of the masked-language-modelling loss.
         mnm_weight: weight of the masked-node-modelling loss.

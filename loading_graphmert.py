@@ -52,12 +52,16 @@ class CheckedLoading:
     def _parts_switched_on(cls, path: str | os.PathLike | None, options: dict) -> set[str]:
         """Parts that the saved configuration has off and that therefore may be new: `use_hgat=True` given when loading."""
         if path is None:
-            return {"hgat", "decay"}
+            return {"hgat", "decay", "leaf_slots"}
         names = ("revision", "token", "cache_dir", "subfolder", "local_files_only", "force_download", "proxies")
         where = {name: options[name] for name in names if name in options}
         saved, _ = cls.config_class.get_config_dict(path, **where)
         parts = set() if saved.get("use_hgat", True) else {"hgat"}
-        return parts if saved.get("decay_mode", "bias") is not None else parts | {"decay"}
+        if saved.get("decay_mode", "bias") is None:
+            parts.add("decay")
+        if saved.get("leaf_position", "slot") != "root_slot":
+            parts.add("leaf_slots")
+        return parts
 
 
 def _wrong_sizes(mismatched) -> str | None:

@@ -191,6 +191,9 @@ class GraphMertModel(CodeEmbeddingMixin, GraphMertPreTrainedModel, RobertaModel)
                 config.decay_offset_init,
                 multiplicative=config.decay_mode == "multiplicative",
             )
+        self.leaf_slots = None
+        if config.leaf_position == "root_slot" and config.leaves_per_root:
+            self.leaf_slots = nn.Embedding(config.leaves_per_root, config.hidden_size)
         for layer in self.encoder.layer:
             # The same parameters, names and starting values as RoBERTa's: only what is computed may differ.
             layer.attention.self.__class__ = GraphSelfAttention
@@ -267,6 +270,8 @@ class GraphMertModel(CodeEmbeddingMixin, GraphMertPreTrainedModel, RobertaModel)
                 reverse = torch.zeros_like(root_index) if relation_reversed is None else relation_reversed
                 places = (indices[name] for name in ("leaf_nodes", "leaf_grid", "head_pairs"))
                 inputs_embeds = self.hgat(inputs_embeds, reverse, *places)
+            if self.leaf_slots is not None:
+                inputs_embeds = inputs_embeds + self.leaf_slots(leaf_index.clamp(min=0)) * is_leaf[:, :, None]
             token_type_ids = is_leaf.long() if token_type_ids is None else token_type_ids
             if position_ids is None:
                 position_ids = self._graph_positions(root_index, leaf_index, real)
@@ -667,6 +672,7 @@ def parameter_counts(model: nn.Module) -> dict[str, int]:
         ("position embeddings", "position_embeddings"),
         ("H-GAT", "hgat."),
         ("decay", "decay."),
+        ("leaf slots", "leaf_slots."),
         ("encoder layers", "encoder."),
         ("embeddings, other", "embeddings."),
         ("LM head", "lm_head."),

@@ -64,7 +64,10 @@ class ModelArguments:
     decay_offset_init: float = field(default=1.0, metadata={"help": "First value of the learnable distance offset p."})
     leaf_position: str = field(
         default="slot",
-        metadata={"help": "Position of a leaf: its canonical slot's or its root's.", "choices": ["slot", "root"]},
+        metadata={
+            "help": "Position of a leaf: its canonical slot's, its root's, or its root's with an embedding of the slot.",
+            "choices": ["slot", "root", "root_slot"],
+        },
     )
     mnm_target: str = field(
         default="relation",

@@ -88,7 +88,7 @@ def test_training_loss_without_graph_is_robertas():
         assert torch.equal(gradients[name].grad, parameter.grad)
 
 
-@pytest.mark.parametrize("leaf_position", ["slot", "root"])
+@pytest.mark.parametrize("leaf_position", ["slot", "root", "root_slot"])
 @pytest.mark.parametrize("mode", ["bias", "multiplicative", None])
 def test_padded_equals_compact(mode, leaf_position):
     model = tiny_model(GraphMertForPreTraining, decay_mode=mode, leaf_position=leaf_position, mnm_target="both")
@@ -264,13 +264,43 @@ def test_compiled_equals_uncompiled():
 def test_positions_of_both_kinds():
     graph_batch = compact_batch(graphs(sizes=(NUM_ROOTS, 2)))
     root, leaf, mask = (graph_batch[name] for name in ("root_index", "leaf_index", "attention_mask"))
-    for kind in ("slot", "root"):
+    for kind in ("slot", "root", "root_slot"):
         model = tiny_model(GraphMertModel, leaf_position=kind)
         positions = model._graph_positions(root, leaf, mask.bool())
         for b, n in torch.cartesian_prod(*map(torch.arange, root.shape)).tolist():
             i, j = int(root[b, n]), int(leaf[b, n])
             expected = 2 + (NUM_ROOTS + LEAVES * i + j if kind == "slot" and j >= 0 else i)
             assert int(positions[b, n]) == (expected if mask[b, n] else 1)
+
+
+def test_leaves_of_a_root_are_told_apart_by_their_slots():
+    """Two leaves of the same word at one root: one state at the root's position, two with an embedding of the slot."""
+    inputs = inputs_of(batch())
+    leaves = (inputs["leaf_index"][0] == 0).nonzero()[:, 0].tolist()
+    first = next(n for n in leaves if int(inputs["leaf_index"][0, n + 1]) == 1)
+    for name, values in inputs.items():
+        if name != "leaf_index":
+            values[0, first + 1] = values[0, first]
+    for kind, is_same in (("root", True), ("root_slot", False)):
+        model = tiny_model(GraphMertModel, leaf_position=kind, decay_mode=None)
+        with torch.no_grad():
+            states = model(**inputs).last_hidden_state[0]
+        assert torch.allclose(states[first], states[first + 1], rtol=1e-9, atol=1e-12) == is_same
+    # What is added is the slot's row, and to leaves only.
+    with torch.no_grad():
+        embeds, plain = [], tiny_model(GraphMertModel, leaf_position="root", decay_mode=None, use_hgat=False)
+        model = tiny_model(GraphMertModel, leaf_position="root_slot", decay_mode=None, use_hgat=False)
+        plain.load_state_dict({k: v for k, v in model.state_dict().items() if "leaf_slots" not in k})
+        for each in (model, plain):
+            hook = each.embeddings.register_forward_pre_hook(
+                lambda module, args, kwargs: embeds.append(kwargs["inputs_embeds"]), with_kwargs=True
+            )
+            each(**inputs)
+            hook.remove()
+    is_leaf = (inputs["leaf_index"] >= 0) & (inputs["attention_mask"] > 0)
+    added = embeds[0] - embeds[1]
+    assert not added[~is_leaf].any()
+    torch.testing.assert_close(added[is_leaf], model.leaf_slots.weight[inputs["leaf_index"][is_leaf]])
 
 
 def test_token_types_default_to_root_and_leaf():

@@ -261,13 +261,26 @@ def test_a_graphmert_checkpoint_as_base_model(dataset, tmp_path, capsys):
     assert run(*arguments, *without_graph, "--mlm_weight", "1", "--output_dir", first) == 0
     arguments = ["--dataset", dataset, "--base_model", first, *SMALL[len(SIZES) :], *common]
     capsys.readouterr()
-    assert run(*arguments, "--learning_rate", "1e-12", "--min_learning_rate", "1e-13", "--output_dir", second) == 0
+    assert (
+        run(
+            *arguments,
+            "--learning_rate",
+            "1e-12",
+            "--min_learning_rate",
+            "1e-13",
+            "--output_dir",
+            second,
+            "--leaf_position",
+            "root_slot",
+        )
+        == 0
+    )
     assert "Continued from" in capsys.readouterr().out
     # A step that changes next to nothing: the weights are those of the base model, and what it lacked is new.
     before, after = (load_file(path / "model.safetensors") for path in (first, second))
     assert all(torch.allclose(before[name], after[name], rtol=0, atol=1e-9) for name in before)
     new = {name.split(".")[1] for name in set(after) - set(before)}
-    assert new == {"hgat", "decay"}
+    assert new == {"hgat", "decay", "leaf_slots"}
     assert json.loads((second / "config.json").read_text())["leaves_per_root"] > 0
     assert "hidden_size cannot be chosen with --base_model" in error_of(
         capsys, *arguments, "--hidden_size", "16", "--output_dir", tmp_path / "third"
