@@ -118,7 +118,7 @@ class TypePrediction(Task):
                 },
             },
             examples={
-                "file": np.array([query.file for query in queries]),
+                "file_number": np.array([query.file for query in queries]),
                 "start": np.array([query.hidden.start for query in queries]),
                 "is_return": groups["_return"],
                 **{f"rank {'model' if way == ways[0] else way}": rank for way, rank in ranks.items()},

@@ -210,9 +210,14 @@ def test_ranks_against_a_naive_loop(way, monkeypatch):
         assert (rank == 0) == (item.hidden.type in {**chosen.types, **names})
 
 
-def test_the_task_on_checkpoints_with_and_without_leaves():
+def test_the_task_on_checkpoints_with_and_without_leaves(tmp_path):
     options = {"type_max_tokens": LEAVES, "type_min_count": 1, "max_examples": 12, "batch_size": 8}
-    both = run_task("type_prediction", checkpoint(), corpora()[1], **options)
+    output = tmp_path / "report.json"
+    both = run_task("type_prediction", checkpoint(), corpora()[1], output=str(output), save_examples=True, **options)
+    with np.load(output.with_suffix(".type_prediction.npz"), allow_pickle=False) as arrays:
+        saved = dict(arrays)
+    assert (saved["rank model"] < 1).mean() == both["figures"]["top1"]
+    assert len(saved["file_number"]) == len(saved["start"]) == both["counts"]["asked"]
     off = run_task(
         "type_prediction",
         checkpoint("off", leaves_per_root=0, use_hgat=False, decay_mode=None),
