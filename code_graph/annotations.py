@@ -360,7 +360,7 @@ def hide_in_graph(source: str, graph: CodeGraph) -> tuple[str, CodeGraph] | None
         annotation; None if the file has no annotation.
 
     >>> from graphmert.code_graph import extract
-    >>> code = "def size(path: Path) -> int:\n    return path.stat().st_size\n"
+    >>> code = "def size(path: Path) -> int:\\n    return path.stat().st_size\\n"
     >>> text, graph = hide_in_graph(code, extract(code))
     >>> print(text, [(t.head, t.tail) for t in graph.triples if t.relation == "has_type" and not t.is_use])
     def size(path):
