@@ -60,6 +60,7 @@ _SAME_WHEN_RESUMING = (
     "relation_names",
     "use_hgat",
     "decay_mode",
+    "leaf_position",
     "mnm_target",
 )
 
