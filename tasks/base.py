@@ -411,11 +411,14 @@ class TaskContext:
         left_out = (*DIAGNOSTIC_INPUTS, "labels", "relation_labels", "span_left", "span_right", "span_offset")
         return {name: value.to(self.device) for name, value in batch.items() if name not in left_out}
 
-    def predict(self, batch: dict[str, torch.Tensor]) -> GraphMertForPreTrainingOutput:
-        """Predictions for a collator's batch, without gradient.
+    def predict(
+        self, batch: dict[str, torch.Tensor], model: GraphMertForPreTraining | None = None
+    ) -> GraphMertForPreTrainingOutput:
+        """Predictions for a collator's batch; with a gradient where the model is in training mode.
 
         Args:
             batch: with `labels` (B, N).
+            model: a copy of the checkpoint that a task has trained. Default: the checkpoint.
 
         Returns:
             `logits` (M, V) of the labelled nodes in row-major order, `relation_logits` (B, R, L, C), on the device.
@@ -426,8 +429,9 @@ class TaskContext:
             # Nothing to predict from the spans' ends here, but the model asks for them beside labels.
             nowhere = torch.zeros_like(labels)
             inputs |= {"span_left": nowhere, "span_right": nowhere, "span_offset": nowhere}
-        with torch.no_grad():
-            return self._model(**inputs, labels=labels, sparse_prediction=True)
+        model = self._model if model is None else model
+        with torch.set_grad_enabled(model.training):
+            return model(**inputs, labels=labels, sparse_prediction=True)
 
     def generator(self, name: str) -> np.random.Generator:
         """A random generator of the seed and a name, so that one task's draws do not depend on another's."""

@@ -1,10 +1,11 @@
-"""Contrastive fine-tuning of a bi-encoder: each question against the functions of its batch.
+"""Fine-tuning in a task: its loop, and the contrastive one of a bi-encoder, each question against its batch's functions.
 
 A plain loop and not a trainer of another library: the batches are graphs, which the project's own collator lays out, and
 what decides a comparison of checkpoints (pairs, order, dropped leaves) must be a function of the seed alone.
 """
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -107,12 +108,10 @@ def fine_tune(
     order, keeps = context.generator("fine-tuning order"), context.generator("fine-tuning leaves")
     torch.manual_seed(context.arguments.seed)
     encoder = copy.deepcopy(context.model().roberta).train()
-    # H-GAT and relations have no gradient in a step without leaves; the optimizer passes over them.
-    optimizer = torch.optim.AdamW(encoder.parameters(), lr=settings.learning_rate, weight_decay=WEIGHT_DECAY)
-    schedule = get_cosine_schedule_with_warmup(optimizer, int(settings.steps * WARMUP_SHARE), settings.steps)
-    losses: list[float] = []
     waiting = np.zeros(0, dtype=np.int64)
-    for _ in context.progress(range(settings.steps), "fine-tuning"):
+
+    def loss_of_step() -> torch.Tensor:
+        nonlocal waiting
         if len(waiting) < size:
             waiting = order.permutation(number)
         pairs, waiting = waiting[:size], waiting[size:]
@@ -120,11 +119,42 @@ def fine_tune(
         with torch.autocast(context.device.type, torch.bfloat16, enabled=settings.bf16):
             asked_BD = first_states(encoder, questions, pairs, np.zeros(size, dtype=bool))
             texts_BD = first_states(encoder, texts, pairs, with_extra)
-        loss = contrastive_loss(asked_BD.float(), texts_BD.float(), settings.temperature)
+        return contrastive_loss(asked_BD.float(), texts_BD.float(), settings.temperature)
+
+    losses = optimize(context, encoder, loss_of_step, settings.steps, settings.learning_rate, "fine-tuning")
+    return encoder.eval(), losses
+
+
+def optimize(
+    context: TaskContext,
+    model: torch.nn.Module,
+    loss_of_step: Callable[[], torch.Tensor],
+    steps: int,
+    learning_rate: float,
+    description: str,
+) -> list[float]:
+    """AdamW with a warm-up over a tenth of the steps, then a cosine to 0, and clipped gradients.
+
+    Args:
+        context: for its progress bar.
+        model: what is trained, in place. Parameters without a gradient in a step are passed over (H-GAT without leaves).
+        loss_of_step: draws a batch and gives its loss, float ().
+        steps: optimizer steps.
+        learning_rate: highest.
+        description: of the bar.
+
+    Returns:
+        The loss of each step.
+    """
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=WEIGHT_DECAY)
+    schedule = get_cosine_schedule_with_warmup(optimizer, int(steps * WARMUP_SHARE), steps)
+    losses: list[float] = []
+    for _ in context.progress(range(steps), description):
+        loss = loss_of_step()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(encoder.parameters(), CLIP_NORM)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP_NORM)
         optimizer.step()
         schedule.step()
         losses.append(loss.item())
-    return encoder.eval(), losses
+    return losses

@@ -1,10 +1,15 @@
 """Windows with a question in them: masked words in a leaf, or masked tokens in the text."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from ..code_graph.annotations import HiddenType
+
+Answer = tuple[tuple[int, int], Sequence[int]]
+"""Root and slot of a question's first mask, and the tokens that belong at its masks."""
 
 _FACT_ARRAYS = (
     "head_start",
@@ -32,7 +37,6 @@ class Query:
         prefix: tokens between the place and the type.
         relation: id of the relation that is asked for.
         classes: names of classes in the file.
-        is_shown: the type's text stands elsewhere in the window or its leaves.
     """
 
     window: int
@@ -44,7 +48,6 @@ class Query:
     prefix: list[int]
     relation: int
     classes: list[str]
-    is_shown: bool
 
 
 def ask_in_leaf(item: dict, query: Query, words: list[int], config) -> tuple[dict, tuple[int, int]]:
@@ -121,6 +124,31 @@ def ask_in_text(item: dict, query: Query, words: list[int], config) -> tuple[dic
         if from_begin:
             item, place = shift(item, 1, -excess), place - excess
     return item, (place + len(query.prefix), -1)
+
+
+def labels_at(batch: dict[str, torch.Tensor], asked: Sequence[Sequence[Answer]]) -> torch.Tensor:
+    """Labels at the masks of questions.
+
+    Args:
+        batch: of a collator, compact.
+        asked: for each row its questions: where the first mask is, (root, slot), and the tokens that belong there; slot
+            -1: the masks are roots from `root` on.
+
+    Returns:
+        int64 (B, N), the tokens at their masks, -100 elsewhere.
+    """
+    labels = torch.full_like(batch["input_ids"], -100)
+    for row, answers in enumerate(asked):
+        for (root, slot), tokens in answers:
+            if slot < 0:
+                columns = torch.arange(root, root + len(tokens))
+            else:
+                index = batch["leaf_index"][row]
+                at_root = (batch["root_index"][row] == root) & (batch["attention_mask"][row] > 0)
+                # Columns are in the order of root and slot.
+                columns = (at_root & (index >= slot) & (index < slot + len(tokens))).nonzero()[:, 0]
+            labels[row, columns] = torch.as_tensor(tokens, dtype=labels.dtype)
+    return labels
 
 
 def keep_facts(item: dict, kept: np.ndarray) -> dict:

@@ -10,9 +10,11 @@ Candidates are the types of the training corpus and the classes that the file na
 annotations; the baselines choose among the same ones. A candidate of n tokens is scored before n masks:
 
     log P(n | relation) + sum_i log P(token_i | n masks),    P(n | relation) counted on the training corpus
+
+With `--type-steps` a copy of the checkpoint is first fine-tuned on the training corpus, likewise without its annotations
+(`type_fine_tuning`); the checkpoint as it is then stands beside it as `zero-shot`.
 """
 
-import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -22,16 +24,16 @@ import torch
 
 from ..chain_graphs.linking import LeafEncoder
 from ..chain_graphs.windows import WindowDataset
-from ..code_graph import CodeGraph, Triple
-from ..code_graph.annotations import HiddenType, declared_types, hide_annotations
-from ..code_graph.schema import IMPORTED_FROM, IMPORTS, INHERITS, INSTANTIATES, RELATION_IDS, RETURNS
+from ..code_graph import Triple
+from ..code_graph.annotations import HiddenType, declared_types
+from ..code_graph.schema import RELATION_IDS, RETURNS
 from .base import Task, TaskContext, TaskResult
-from .queries import Query, ask_in_leaf, ask_in_text
+from .queries import Query, ask_in_leaf, ask_in_text, labels_at
+from .type_fine_tuning import TypeTuningSettings, fine_tune_types
+from .type_queries import find_queries, is_shown, read_files
 
 TOP = 5
 LEAF, TEXT = "asked in a leaf", "asked in the text"
-_CLASS_NAME = re.compile(r"_?[A-Z]\w*")
-_CLASS = re.compile(r"^[ \t]*class[ \t]+(\w+)", re.MULTILINE)
 
 
 @dataclass
@@ -49,11 +51,41 @@ class TypePredictionOptions:
     type_controls: bool = field(
         default=True, metadata={"help": "Also ask in the other way, in the text or in a leaf (twice the time)."}
     )
+    type_steps: int = field(
+        default=0,
+        metadata={
+            "help": "Steps of fine-tuning on types of the training corpus that are hidden too; 0: zero-shot only."
+        },
+    )
+    type_batch_size: int = field(default=16, metadata={"help": "Windows in each step of fine-tuning."})
+    type_learning_rate: float = field(default=5e-4, metadata={"help": "Highest learning rate of fine-tuning."})
+    type_files: int | None = field(
+        default=None, metadata={"help": "Files of the training corpus to fine-tune on. Default: all."}
+    )
+    type_bf16: bool = field(
+        default=False,
+        metadata={"help": "Fine-tune in bfloat16 autocast; half the time on processors and GPUs that multiply in it."},
+    )
 
     def __post_init__(self):
-        for name in ("type_max_tokens", "type_min_count"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
+        lowest = {"type_max_tokens": 1, "type_min_count": 1, "type_steps": 0, "type_batch_size": 1, "type_files": 1}
+        for name, low in lowest.items():
+            value = getattr(self, name)
+            if value is not None and value < low:
+                raise ValueError(f"--{name.replace('_', '-')} must be at least {low}, got {value}")
+        if self.type_learning_rate <= 0:
+            raise ValueError(f"--type-learning-rate must be above 0, got {self.type_learning_rate}")
+
+    def fine_tuning(self) -> TypeTuningSettings:
+        """The settings of the fine-tuning."""
+        return TypeTuningSettings(
+            self.type_steps,
+            self.type_batch_size,
+            self.type_learning_rate,
+            self.type_files,
+            self.type_max_tokens,
+            self.type_bf16,
+        )
 
 
 class TypePrediction(Task):
@@ -73,16 +105,7 @@ class TypePrediction(Task):
             raise ValueError("the test corpus has no Python file with annotated parameters or results")
         counts["hidden_types"] = len(every)
         chosen = [every[i] for i in context.sample(len(every), self.name)]
-        used = {number: place for place, number in enumerate(sorted({number for number, _ in chosen}))}
-        rows = context.rows_of_sources([files[n].text for n in used], graphs=[files[n].graph for n in used])
-        windows = WindowDataset(rows, context.tokenizer, **context.window_options())
-        queries = [
-            query
-            for query in (
-                locate(context, rows, windows, used[number], files[number], hidden) for number, hidden in chosen
-            )
-            if query is not None
-        ]
+        windows, queries = find_queries(context, files, chosen)
         counts["asked"], counts["across_window_edge"] = len(queries), len(chosen) - len(queries)
         candidates = Candidates(trained_types(context), LeafEncoder(context.tokenizer), options)
         counts["candidates_from_training"] = len(candidates.types)
@@ -91,28 +114,37 @@ class TypePrediction(Task):
         # A checkpoint that never learned to name tails is asked in the text first.
         if context.use_graph and context.config.mnm_target == "relation":
             ways.reverse()
-        ranks = {
-            way: rank_types(context, windows, queries, own, candidates, way)
-            for way in (ways if options.type_controls else ways[:1])
-        }
-        groups = self._groups(queries, own, candidates)
+        ranks, details = {}, {}
+        if options.type_steps:
+            model, losses, learned = fine_tune_types(context, ways[0] == LEAF, options.fine_tuning())
+            ranks[f"fine-tuned, {ways[0]}"] = rank_types(context, windows, queries, own, candidates, ways[0], model)
+            counts |= learned
+            parts = np.array_split(np.array(losses), min(10, len(losses)))
+            details["fine_tuning_loss"] = [round(float(part.mean()), 4) for part in parts]
+        for way in ways if options.type_controls else ways[:1]:
+            name = f"zero-shot, {way}" if options.type_steps else way
+            ranks[name] = rank_types(context, windows, queries, own, candidates, way)
+        main = next(iter(ranks))
+        shown = [is_shown(context, windows[query.window], query.hidden.type) for query in queries]
+        groups = self._groups(queries, own, candidates, np.array(shown))
         counts.update({"asked" + suffix: int(members.sum()) for suffix, members in groups.items() if suffix})
         counts["candidates_per_query"] = round(float(np.mean([len(candidates.types) + len(names) for names in own])))
         projects = np.array([query.project for query in queries])
         return TaskResult(
-            figures=figures_of(ranks[ways[0]], groups),
-            controls={way: figures_of(rank, groups) for way, rank in ranks.items() if way != ways[0]},
+            figures=figures_of(ranks[main], groups),
+            controls={name: figures_of(rank, groups) for name, rank in ranks.items() if name != main},
             baselines={
                 name: figures_of(np.array(rank), groups) for name, rank in candidates.baselines(queries, own).items()
             },
             counts=counts,
             details={
-                "asked": ways[0],
+                "asked": main,
+                **details,
                 "trained_to_predict_tails": context.use_graph and context.config.mnm_target != "relation",
                 "by_project": {
                     str(name): {
                         "asked": int((projects == name).sum()),
-                        **figures_of(ranks[ways[0]], {"": projects == name}),
+                        **figures_of(ranks[main], {"": projects == name}),
                     }
                     for name in np.unique(projects)
                 },
@@ -121,12 +153,14 @@ class TypePrediction(Task):
                 "file_number": np.array([query.file for query in queries]),
                 "start": np.array([query.hidden.start for query in queries]),
                 "is_return": groups["_return"],
-                **{f"rank {'model' if way == ways[0] else way}": rank for way, rank in ranks.items()},
+                **{f"rank {'model' if name == main else name}": rank for name, rank in ranks.items()},
             },
         )
 
     @staticmethod
-    def _groups(queries: list[Query], own: list[dict], candidates: "Candidates") -> dict[str, np.ndarray]:
+    def _groups(
+        queries: list[Query], own: list[dict], candidates: "Candidates", shown: np.ndarray
+    ) -> dict[str, np.ndarray]:
         is_return = np.array([query.hidden.relation == RETURNS for query in queries])
         seen = np.array([candidates.is_seen(query.hidden) for query in queries])
         among = np.array(
@@ -135,7 +169,6 @@ class TypePrediction(Task):
                 for query, names in zip(queries, own, strict=True)
             ]
         )
-        shown = np.array([query.is_shown for query in queries])
         return {
             "": np.ones(len(queries), dtype=bool),
             "_parameter": ~is_return,
@@ -147,45 +180,6 @@ class TypePrediction(Task):
         }
 
 
-@dataclass
-class File:
-    """A file without annotations.
-
-    Attributes:
-        project: that it belongs to.
-        text, graph: without annotations.
-        hidden: the types that were taken out.
-    """
-
-    project: str
-    text: str
-    graph: CodeGraph
-    hidden: list[HiddenType]
-
-
-def read_files(context: TaskContext, rows, description: str) -> tuple[list[File], dict[str, int]]:
-    """Take the annotations out of the Python files of a corpus.
-
-    Returns:
-        The files that have any, and the numbers of files read and left out, by reason.
-    """
-    files, counts = [], Counter(files=len(rows))
-    columns = rows.select_columns(["project", "language", "code"])
-    for row in context.progress(columns, description, total=len(rows)):
-        if row["language"] != "python":
-            counts["files_in_other_languages"] += 1
-            continue
-        try:
-            text, hidden, graph = hide_annotations(row["code"])
-        except ValueError:
-            counts["files_with_annotations_that_cannot_be_hidden"] += 1
-            continue
-        counts["files_without_types"] += not hidden
-        if hidden:
-            files.append(File(row["project"], text, graph, hidden))
-    return files, dict(counts)
-
-
 def trained_types(context: TaskContext) -> list[Triple]:
     """The declared types of the training corpus's Python files."""
     rows = context.training.rows.select_columns(["language", "code"])
@@ -194,61 +188,6 @@ def trained_types(context: TaskContext) -> list[Triple]:
         if row["language"] == "python":
             types += declared_types(row["code"])
     return types
-
-
-def locate(
-    context: TaskContext, rows, windows: WindowDataset, number: int, file: File, hidden: HiddenType
-) -> Query | None:
-    """Where a hidden type is asked for: the window that holds its name, and the places in it.
-
-    Returns:
-        None where the name, or the name and the place of its annotation, reach over a window's edge.
-    """
-    row = rows[number]
-    starts, ends = np.asarray(row["char_starts"]), np.asarray(row["char_ends"])
-    first = int(np.searchsorted(ends, hidden.start, side="right"))
-    last = int(np.searchsorted(starts, hidden.end, side="left"))
-    # The first token that begins at the annotation's place or behind it.
-    place = int(np.searchsorted(ends, hidden.place, side="right"))
-    low, high = np.searchsorted(windows.file_index, (number, number + 1))
-    index = low + int(np.searchsorted(windows.token_range[low:high, 0], first, side="right")) - 1
-    start, end = windows.token_range[index].tolist()
-    if last > end or place > end:
-        return None
-    item = windows[index]
-    words = context.tokenizer.decode(item["input_ids"].tolist())
-    leaves = context.tokenizer.decode(item["leaf_ids"].tolist())
-    pattern = re.compile(rf"(?<!\w){re.escape(hidden.type)}(?!\w)")
-    # Root 0 is <s>.
-    return Query(
-        window=index,
-        file=number,
-        project=file.project,
-        hidden=hidden,
-        head=(first - start + 1, last - first),
-        place=place - start + 1,
-        prefix=prefix_tokens(context.tokenizer, hidden.prefix),
-        relation=RELATION_IDS[hidden.relation],
-        classes=classes_of(file),
-        is_shown=bool(pattern.search(words) or pattern.search(leaves)),
-    )
-
-
-def prefix_tokens(tokenizer, prefix: str) -> list[int]:
-    """The tokens between a name and its type, without those that reach into the type."""
-    encoding = tokenizer.backend_tokenizer.encode(prefix + "int", add_special_tokens=False)
-    return [token for token, (_, end) in zip(encoding.ids, encoding.offsets, strict=True) if end <= len(prefix)]
-
-
-def classes_of(file: File) -> list[str]:
-    """Names of classes in a text without annotations: defined there, instantiated, inherited from, or imported and used."""
-    names = set(_CLASS.findall(file.text))
-    for triple in file.graph.triples:
-        if triple.relation in (INSTANTIATES, INHERITS) and _CLASS_NAME.fullmatch(triple.tail):
-            names.add(triple.tail)
-        elif triple.is_use and triple.relation in (IMPORTED_FROM, IMPORTS) and _CLASS_NAME.fullmatch(triple.head):
-            names.add(triple.head)
-    return sorted(names)
 
 
 class Candidates:
@@ -333,6 +272,7 @@ def rank_types(
     own: list[dict],
     candidates: Candidates,
     way: str,
+    model: torch.nn.Module | None = None,
 ) -> np.ndarray:
     """Rank of each hidden type among its candidates, 0 for the first; their number where it is none of them.
 
@@ -343,6 +283,7 @@ def rank_types(
         own: for each query the file's candidates.
         candidates: those of the training corpus.
         way: `LEAF` or `TEXT`.
+        model: a fine-tuned copy of the checkpoint, in evaluation mode; default the checkpoint.
 
     Returns:
         int64 (queries,).
@@ -360,8 +301,13 @@ def rank_types(
                 strict=True,
             )
             batch = collator(list(items))
-            batch["labels"] = labels_at(batch, masks, size)
-            log_p = torch.log_softmax(context.predict(batch).logits.float(), dim=-1).cpu().view(len(chosen), size, -1)
+            # Which token a mask's label is does not matter, only where there is one.
+            batch["labels"] = labels_at(batch, [[(mask, [0] * size)] for mask in masks])
+            log_p = (
+                torch.log_softmax(context.predict(batch, model).logits.float(), dim=-1)
+                .cpu()
+                .view(len(chosen), size, -1)
+            )
             place = torch.arange(size)
             shared = log_p[:, place, table].sum(-1)
             for row, index in enumerate(chosen):
@@ -376,28 +322,6 @@ def rank_types(
         # Ties count against the model.
         ranks.append(len(score) if truth is None else sum(value >= truth for value in score.values()) - 1)
     return np.array(ranks)
-
-
-def labels_at(batch: dict[str, torch.Tensor], masks, size: int) -> torch.Tensor:
-    """Labels that ask for a prediction at the masks of each row.
-
-    Args:
-        batch: of a collator, compact.
-        masks: for each row (root, slot) of its first mask; slot -1: the masks are roots from `root` on.
-        size: masks of each row.
-
-    Returns:
-        int64 (B, N), 0 at the masks, -100 elsewhere.
-    """
-    labels = torch.full_like(batch["input_ids"], -100)
-    for row, (root, slot) in enumerate(masks):
-        if slot < 0:
-            labels[row, root : root + size] = 0
-        else:
-            index = batch["leaf_index"][row]
-            at_root = (batch["root_index"][row] == root) & (batch["attention_mask"][row] > 0)
-            labels[row, at_root & (index >= slot) & (index < slot + size)] = 0
-    return labels
 
 
 def figures_of(rank: np.ndarray, groups: dict[str, np.ndarray]) -> dict[str, float]:

@@ -12,7 +12,7 @@ from graphmert.code_graph.annotations import annotation_spans, hide_annotations
 from graphmert.tasks.corpora import check_nothing_shared, shared_projects
 from graphmert.tasks.masked_language_model import MaskedLanguageModel, MaskedLanguageModelOptions, collect_targets
 from graphmert.tasks.queries import ask_in_leaf, ask_in_text
-from graphmert.tasks.type_prediction import locate, read_files
+from graphmert.tasks.type_queries import find_queries, read_files
 
 
 @pytest.fixture(scope="module")
@@ -116,27 +116,23 @@ def test_hidden_types_stand_nowhere(path):
 def test_windows_with_a_question_hold_no_type_fact_but_the_question():
     opened = context()
     files, counts = read_files(opened, opened.test.rows, "hiding types")
-    rows = opened.rows_of_sources([file.text for file in files], graphs=[file.graph for file in files])
-    windows = WindowDataset(rows, opened.tokenizer, **opened.window_options())
+    every = [(number, hidden) for number, file in enumerate(files) for hidden in file.hidden]
+    windows, queries = find_queries(opened, files, every)
     asked = 0
-    for number, file in enumerate(files):
-        for hidden in file.hidden:
-            query = locate(opened, rows, windows, number, file, hidden)
-            if query is None:
-                continue
-            mask = opened.tokenizer.mask_token_id
-            for ask, num_facts in ((ask_in_leaf, 1), (ask_in_text, 0)):
-                item, _ = ask(windows[query.window], query, [mask, mask], opened.config)
-                is_type = np.isin(item["relation"], (5, 8))
-                assert (
-                    is_type.sum() == num_facts
-                    and (np.repeat(is_type, item["leaf_length"]) <= (item["leaf_ids"] == mask)).all()
-                )
-                start, length = query.head
-                if ask is ask_in_leaf:
-                    words = opened.tokenizer.decode(item["input_ids"][start : start + length].tolist())
-                    assert words.strip() == hidden.name
-                asked += 1
+    for query in queries:
+        mask = opened.tokenizer.mask_token_id
+        for ask, num_facts in ((ask_in_leaf, 1), (ask_in_text, 0)):
+            item, _ = ask(windows[query.window], query, [mask, mask], opened.config)
+            is_type = np.isin(item["relation"], (5, 8))
+            assert (
+                is_type.sum() == num_facts
+                and (np.repeat(is_type, item["leaf_length"]) <= (item["leaf_ids"] == mask)).all()
+            )
+            start, length = query.head
+            if ask is ask_in_leaf:
+                words = opened.tokenizer.decode(item["input_ids"][start : start + length].tolist())
+                assert words.strip() == query.hidden.name
+            asked += 1
     assert counts["files"] == 5 and asked > 60
 
 

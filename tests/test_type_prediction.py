@@ -10,11 +10,11 @@ from tiny import window
 from tiny_tasks import LEAVES, checkpoint, context, corpora
 
 import graphmert.tasks.type_prediction as types
-from graphmert.chain_graphs.windows import WindowDataset
 from graphmert.code_graph import Triple, extract
 from graphmert.code_graph.annotations import HiddenType, hide_annotations, hide_in_graph
 from graphmert.tasks import run_task
-from graphmert.tasks.queries import Query, ask_in_leaf, ask_in_text, keep_facts
+from graphmert.tasks.queries import Query, ask_in_leaf, ask_in_text, keep_facts, labels_at
+from graphmert.tasks.type_fine_tuning import TEXT_ROOM, ask_all
 
 SOURCE = """import os
 class Reader:
@@ -72,7 +72,7 @@ def test_a_graph_keeps_the_types_that_its_text_has_lost():
 
 def query(head=(2, 1), place=3, prefix=(50,)) -> Query:
     hidden = HiddenType("has_type", "x", "int", 0, 0, 0, ": ")
-    return Query(0, 0, "p", hidden, head, place, list(prefix), 5, [], False)
+    return Query(0, 0, "p", hidden, head, place, list(prefix), 5, [])
 
 
 CONFIG = SimpleNamespace(leaves_per_root=4, num_roots=8)
@@ -123,6 +123,65 @@ def test_a_question_in_the_text():
     assert facts_of(keep_facts(item, np.array([False, True, False, True]))) == [FACTS[1], FACTS[3]]
 
 
+def test_several_questions_in_one_window():
+    config = SimpleNamespace(leaves_per_root=4, num_roots=14)
+    item = window([0, 21, 22, 23, 24, 2], FACTS)
+    questions = [(query(head=(1, 1), place=2), [31, 32]), (query(head=(4, 1), place=5), [33])]
+    asked, answers = ask_all(item, questions, 4, config, in_leaf=True)
+    assert answers == [((1, 1), [31, 32]), ((4, 1), [33])]
+    assert facts_of(asked) == [FACTS[0], (1, 1, 5, 0, 0, 1, 1, [4, 4]), *FACTS[1:], (4, 1, 5, 0, 0, 4, 1, [4])]
+    asked, answers = ask_all(item, questions, 4, config, in_leaf=False)
+    assert asked["input_ids"].tolist() == [0, 21, 50, 4, 4, 22, 23, 24, 50, 4, 2]
+    assert answers == [((3, -1), [31, 32]), ((9, -1), [33])]
+    # Room for 3 tokens: the first question needs as many, but the last place comes first.
+    asked, answers = ask_all(item, questions, 4, SimpleNamespace(leaves_per_root=4, num_roots=9), in_leaf=False)
+    assert asked["input_ids"].tolist() == [0, 21, 22, 23, 24, 50, 4, 2] and answers == [((6, -1), [33])]
+
+
+@pytest.mark.parametrize("in_leaf", [True, False])
+def test_labels_stand_at_the_masks_of_their_questions(in_leaf):
+    opened = context()
+    files, _ = types.read_files(opened, opened.test.rows, "hiding types")
+    hidden = [(number, item) for number, file in enumerate(files) for item in file.hidden]
+    windows, queries = types.find_queries(opened, files, hidden, num_roots=opened.config.num_roots - TEXT_ROOM)
+    assert len(queries) > 10
+    by_window = {}
+    for number, item in enumerate(queries):
+        # Each question has tokens of its own: one of them, or two.
+        by_window.setdefault(item.window, []).append((item, [100 + number] * (1 + number % 2)))
+    mask = opened.tokenizer.mask_token_id
+    asked = [ask_all(windows[n], questions, mask, opened.config, in_leaf) for n, questions in by_window.items()]
+    batch = opened.collator()([item for item, _ in asked])
+    labels = labels_at(batch, [answers for _, answers in asked])
+    assert ((labels >= 0) == (batch["input_ids"] == mask)).all()
+    assert sum(len(answers) for _, answers in asked) > 0.8 * len(queries)
+    for row, questions in enumerate(by_window.values()):
+        for item, tokens in questions:
+            at = (labels[row] == tokens[0]).nonzero()[:, 0]
+            if in_leaf:
+                assert len(at) == len(tokens)
+                roots = batch["root_index"][row, at]
+                assert ((roots >= item.head[0]) & (roots < sum(item.head))).all()
+                assert (batch["relation_ids"][row, at] == item.relation).all()
+            elif len(at):
+                # Behind the prefix, which stands behind what is annotated.
+                assert batch["input_ids"][row, at[0] - len(item.prefix) : at[0]].tolist() == item.prefix
+
+
+@pytest.mark.parametrize("leaves", [LEAVES, 0])
+def test_fine_tuning_learns_types_and_leaves_the_checkpoint_alone(leaves):
+    path = checkpoint() if leaves else checkpoint("off", leaves_per_root=0, use_hgat=False, decay_mode=None)
+    opened = context(path)
+    before = {name: value.clone() for name, value in opened.model().state_dict().items()}
+    settings = types.TypePredictionOptions(LEAVES, 1, type_steps=30, type_batch_size=4, type_learning_rate=3e-3)
+    model, losses, counts = types.fine_tune_types(opened, leaves > 0, settings.fine_tuning())
+    assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5]) and not model.training
+    assert counts["types_to_learn_from"] > counts["windows_to_learn_from"] > 4
+    assert all(torch.equal(value, before[name]) for name, value in opened.model().state_dict().items())
+    again = types.fine_tune_types(opened, leaves > 0, settings.fine_tuning())
+    assert losses == again[1]
+
+
 def declared(name, type_, relation="has_type") -> Triple:
     return Triple(name, 0, 1, relation, type_, 0, 1)
 
@@ -144,7 +203,7 @@ def test_candidates_and_baselines():
 
     def asked(name, type_, classes=()):
         hidden = HiddenType("has_type", name, type_, 0, 0, 0, ": ")
-        return Query(0, 0, "p", hidden, (1, 1), 2, [], 5, list(classes), False)
+        return Query(0, 0, "p", hidden, (1, 1), 2, [], 5, list(classes))
 
     queries = [asked("path", "Path"), asked("new", "str"), asked("_reader", "Reader", ["Reader"]), asked("q", "Gone")]
     ranks = found.baselines(queries, [{}, {}, {"Reader": [5]}, {}])
@@ -161,10 +220,7 @@ def test_candidates_and_baselines():
 def test_ranks_against_a_naive_loop(way, monkeypatch):
     opened = context(max_examples=20)
     files, _ = types.read_files(opened, opened.test.rows, "hiding types")
-    rows = opened.rows_of_sources([file.text for file in files], graphs=[file.graph for file in files])
-    windows = WindowDataset(rows, opened.tokenizer, **opened.window_options())
-    queries = [types.locate(opened, rows, windows, 0, files[0], hidden) for hidden in files[0].hidden[:4]]
-    queries = [item for item in queries if item is not None]
+    windows, queries = types.find_queries(opened, files, [(0, hidden) for hidden in files[0].hidden[:4]])
     options = types.TypePredictionOptions(2, 1)
     chosen = types.Candidates(types.trained_types(opened), types.LeafEncoder(opened.tokenizer), options)
     own = [chosen.of_file(item.classes) for item in queries]
@@ -193,8 +249,8 @@ def test_ranks_against_a_naive_loop(way, monkeypatch):
     assert len(queries) > 2
 
     # A model that knows the answers gives each hidden type that is a candidate the first rank.
-    def knowing(batch, real=opened.predict):
-        logits = real(batch).logits * 0
+    def knowing(batch, model=None, real=opened.predict):
+        logits = real(batch, model).logits * 0
         for row, item in enumerate(order[: len(batch["labels"])]):
             tokens = {**chosen.types, **own[item]}.get(queries[item].hidden.type, [])
             size = int((batch["labels"][row] == 0).sum())
@@ -224,6 +280,12 @@ def test_the_task_on_checkpoints_with_and_without_leaves(tmp_path):
         corpora()[1],
         **options,
     )
+    tuned = run_task("type_prediction", checkpoint(), corpora()[1], type_steps=2, type_files=3, **options)
+    names = {f"zero-shot, {types.LEAF}", f"zero-shot, {types.TEXT}"}
+    assert tuned["details"]["asked"] == f"fine-tuned, {types.LEAF}" and set(tuned["controls"]) == names
+    assert tuned["controls"][f"zero-shot, {types.LEAF}"] == both["figures"]
+    assert tuned["controls"][f"zero-shot, {types.TEXT}"] == both["controls"][types.TEXT]
+    assert tuned["baselines"] == both["baselines"] and tuned["counts"]["files_to_learn_from"] <= 3
     assert both["details"]["asked"] == types.LEAF and set(both["controls"]) == {types.TEXT}
     assert off["details"]["asked"] == types.TEXT and off["controls"] == {}
     for name, figures in off["baselines"].items():
@@ -231,3 +293,11 @@ def test_the_task_on_checkpoints_with_and_without_leaves(tmp_path):
     assert both["counts"]["asked"] == off["counts"]["asked"] <= 12
     for name in ("top1", "top5", "top1_seen_name", "top1_parameter"):
         assert 0 <= both["figures"][name] <= 1 and name in both["baselines"]["frequency for the name"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("type_max_tokens", 0), ("type_steps", -1), ("type_files", 0), ("type_learning_rate", 0.0)]
+)
+def test_wrong_options_are_named(name, value):
+    with pytest.raises(ValueError, match=f"--{name.replace('_', '-')} must be"):
+        types.TypePredictionOptions(**{name: value})

@@ -1,0 +1,140 @@
+"""Fine-tuning on hidden types: a copy of a checkpoint learns the annotations of the training corpus from code without them.
+
+Each step reads some windows of files whose annotations are gone and asks for several of a window's types at once, in leaves
+or in the text. The number of masks is the type's own number of tokens, as when a candidate is scored:
+
+    loss = - mean over all masks of log P(token | window)
+"""
+
+import copy
+from collections import defaultdict
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional as F
+
+from ..chain_graphs.linking import LeafEncoder
+from .base import TaskContext
+from .fine_tuning import optimize
+from .queries import Answer, Query, ask_in_leaf, ask_in_text, labels_at
+from .type_queries import find_queries, read_files
+
+TEXT_ROOM = 24
+"""Tokens of a window that are left free for annotations in the text."""
+BF16_PADDING = 32
+
+
+@dataclass
+class TypeTuningSettings:
+    """How to fine-tune.
+
+    Attributes:
+        steps: optimizer steps.
+        batch_size: windows in a step.
+        learning_rate: highest; warmed up over a tenth of the steps, then a cosine to 0.
+        max_files: files of the training corpus, drawn by the seed; None takes all.
+        max_tokens: longer types are not asked for.
+        bf16: bfloat16 autocast.
+    """
+
+    steps: int
+    batch_size: int
+    learning_rate: float
+    max_files: int | None
+    max_tokens: int
+    bf16: bool
+
+
+def fine_tune_types(
+    context: TaskContext, in_leaf: bool, settings: TypeTuningSettings
+) -> tuple[torch.nn.Module, list[float], dict[str, int]]:
+    """Fine-tune a copy of the checkpoint on the types of the training corpus.
+
+    Windows, their order and the types that are asked for depend on the seed alone, not on the checkpoint.
+
+    Args:
+        context: the checkpoint.
+        in_leaf: ask in leaves; else in the text.
+        settings: how to train.
+
+    Returns:
+        The model in evaluation mode, the loss of each step, and counts: files, windows and types of the training corpus.
+
+    Raises:
+        ValueError: the training corpus has no type to ask for.
+    """
+    rows = context.training.rows
+    rows = rows.select(context.sample(len(rows), "files to learn types from", settings.max_files or len(rows)))
+    files, _ = read_files(context, rows, "hiding types to learn from")
+    asked = [(number, hidden) for number, file in enumerate(files) for hidden in file.hidden]
+    # Both ways learn from the same windows: shorter ones, so that annotations in the text have room.
+    windows, queries = find_queries(context, files, asked, num_roots=context.config.num_roots - TEXT_ROOM)
+    encode = LeafEncoder(context.tokenizer)
+    by_window: dict[int, list[tuple[Query, list[int]]]] = defaultdict(list)
+    for query in queries:
+        tokens = encode(query.hidden.type)
+        if 1 <= len(tokens) <= settings.max_tokens:
+            by_window[query.window].append((query, tokens))
+    if not by_window:
+        raise ValueError("the training corpus has no annotation to learn types from; give one that has, or 0 steps")
+    numbers = sorted(by_window)
+    counts = {
+        "files_to_learn_from": len(files),
+        "windows_to_learn_from": len(numbers),
+        "types_to_learn_from": sum(map(len, by_window.values())),
+    }
+    collator = context.collator(pad_to_multiple_of=BF16_PADDING if settings.bf16 else None)
+    order = context.generator("order of types to learn from")
+    torch.manual_seed(context.arguments.seed)
+    model = copy.deepcopy(context.model()).train()
+    waiting: list[int] = []
+
+    def loss_of_step() -> torch.Tensor:
+        nonlocal waiting
+        while len(waiting) < settings.batch_size:
+            waiting = [*waiting, *order.permutation(numbers).tolist()]
+        chosen, waiting = waiting[: settings.batch_size], waiting[settings.batch_size :]
+        asked = [
+            ask_all(windows[n], by_window[n], context.tokenizer.mask_token_id, context.config, in_leaf) for n in chosen
+        ]
+        batch = collator([item for item, _ in asked])
+        labels = labels_at(batch, [answers for _, answers in asked])
+        with torch.autocast(context.device.type, torch.bfloat16, enabled=settings.bf16):
+            logits_MV = context.predict(batch | {"labels": labels}, model).logits
+        return F.cross_entropy(logits_MV.float(), labels[labels >= 0].to(logits_MV.device))
+
+    losses = optimize(context, model, loss_of_step, settings.steps, settings.learning_rate, "learning types")
+    return model.eval(), losses, counts
+
+
+def ask_all(
+    item: dict, questions: list[tuple[Query, list[int]]], mask: int, config, in_leaf: bool
+) -> tuple[dict, list[Answer]]:
+    """Ask for several types in one window.
+
+    Args:
+        item: of a `WindowDataset`.
+        questions: queries with the tokens of their types.
+        mask: the mask token.
+        config: of the model.
+        in_leaf: ask in leaves; else in the text, as many as the window has room for, the last places first.
+
+    Returns:
+        The item with the masks, and what belongs at them, as `labels_at` takes it.
+    """
+    answers: list[Answer] = []
+    if in_leaf:
+        for query, tokens in questions:
+            item, where = ask_in_leaf(item, query, [mask] * len(tokens), config)
+            answers.append((where, tokens))
+        return item, answers
+    room = config.num_roots - len(item["input_ids"])
+    # A name's place is behind it, so questions put in at later places do not move it.
+    for query, tokens in sorted(questions, key=lambda question: -question[0].place):
+        size = len(query.prefix) + len(tokens)
+        if size > room:
+            continue
+        room -= size
+        item, where = ask_in_text(item, query, [mask] * len(tokens), config)
+        answers = [(where, tokens), *(((root + size, slot), words) for (root, slot), words in answers)]
+    return item, answers
