@@ -65,8 +65,8 @@ class GraphMertConfig(RobertaConfig):
             attention as it is.
         decay_base: lambda of the decay, between 0 and 1.
         decay_offset_init: first value of the learnable offset p of each head.
-        leaf_position: "slot" gives leaf (i, j) the position of its canonical slot R + L i + j, "root" that of its root,
-            "root_slot" that of its root and an embedding of j, which all roots share.
+        leaf_position: "root_slot" gives leaf (i, j) the position of its root and an embedding of j, which all roots share;
+            "root" the position of its root alone; "slot", the paper's, that of its canonical slot R + L i + j.
         mnm_target: "relation", "tail" or "both": what masked node modelling predicts.
         mlm_weight: weight of the masked-language-modelling loss.
         mnm_weight: weight of the masked-node-modelling loss.
@@ -105,7 +105,7 @@ class GraphMertConfig(RobertaConfig):
     decay_mode: str | None = "bias"
     decay_base: float = 0.6
     decay_offset_init: float = 1.0
-    leaf_position: str = "slot"
+    leaf_position: str = "root_slot"
     mnm_target: str = "relation"
     mlm_weight: float = 0.6
     mnm_weight: float = 0.4

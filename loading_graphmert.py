@@ -59,7 +59,8 @@ class CheckedLoading:
         parts = set() if saved.get("use_hgat", True) else {"hgat"}
         if saved.get("decay_mode", "bias") is None:
             parts.add("decay")
-        if saved.get("leaf_position", "slot") != "root_slot":
+        # A model without leaves has no slots, whatever their position would be.
+        if saved.get("leaf_position", "slot") != "root_slot" or saved.get("leaves_per_root", 1) == 0:
             parts.add("leaf_slots")
         return parts
 

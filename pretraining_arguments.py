@@ -63,10 +63,11 @@ class ModelArguments:
     decay_base: float = field(default=0.6, metadata={"help": "Lambda of the attention decay, between 0 and 1."})
     decay_offset_init: float = field(default=1.0, metadata={"help": "First value of the learnable distance offset p."})
     leaf_position: str = field(
-        default="slot",
+        default="root_slot",
         metadata={
-            "help": "Position of a leaf: its canonical slot's, its root's, or its root's with an embedding of the slot.",
-            "choices": ["slot", "root", "root_slot"],
+            "help": "Position of a leaf: its root's with an embedding of the slot, its root's alone, or its canonical "
+            "slot's (the paper's).",
+            "choices": ["root_slot", "root", "slot"],
         },
     )
     mnm_target: str = field(

@@ -22,6 +22,8 @@ def test_defaults_are_the_setup_sheets():
     assert (config.decay_mode, config.decay_base, config.decay_offset_init) == ("bias", 0.6, 1.0)
     assert (config.mlm_weight, config.mnm_weight, config.mnm_target) == (0.6, 0.4, "relation")
     assert (config.use_hgat, config.relation_dropout, config.hidden_dropout_prob) == (True, 0.3, 0.1)
+    # Where the evidence departs from the sheet and the paper (docs/PAPER.md).
+    assert config.leaf_position == "root_slot"
 
 
 @pytest.mark.parametrize(
@@ -54,7 +56,7 @@ def test_defaults_are_the_setup_sheets():
         {"is_decoder": True},
         {"span_boundary": 1},
         {"span_boundary_length": 0},
-        {"max_position_embeddings": 1025},
+        {"max_position_embeddings": 129},
     ],
     ids=str,
 )
@@ -67,9 +69,10 @@ def test_positions_needed_follow_the_graph():
     with pytest.raises(
         ValueError, match=r"num_roots = 256, leaves_per_root = 7, leaf_position = 'slot'.* at least 2050"
     ):
-        GraphMertConfig(num_roots=256)
-    assert GraphMertConfig(num_roots=256, leaf_position="root").num_usable_positions == 1024
-    assert GraphMertConfig(pad_token_id=0, max_position_embeddings=1025).num_usable_positions == 1024
+        GraphMertConfig(num_roots=256, leaf_position="slot")
+    for position in ("root", "root_slot"):
+        assert GraphMertConfig(num_roots=256, leaf_position=position).num_usable_positions == 1024
+    assert GraphMertConfig(pad_token_id=0, max_position_embeddings=1025, leaf_position="slot").num_usable_positions == 1024
 
 
 @pytest.mark.parametrize("mode", ["multiplicative", None])

@@ -107,6 +107,7 @@ def test_the_report_names_every_tensor(tmp_path, capsys):
         "roberta.hgat.direction_gain",
         "roberta.hgat.attention",
         "roberta.decay.offset",
+        "roberta.leaf_slots.weight",
         "relation_head.weight",
         "relation_head.bias",
     }

@@ -131,5 +131,6 @@ def test_auto_classes_in_a_process_without_the_project(tmp_path, tokenizer):
         assert (result["config"], result["model"]) == ("GraphMertConfig", model_class.__name__)
         assert len(result["relations"]) == 5
         for kind in ("graph", "plain"):
-            assert torch.equal(result[kind], expected[auto_name][kind]), (auto_name, kind)
+            # Where a tensor lies in memory can change the last bit of a product.
+            torch.testing.assert_close(result[kind], expected[auto_name][kind], rtol=1e-5, atol=1e-6)
         assert torch.equal(result["again"], result["graph"])

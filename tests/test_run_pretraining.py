@@ -364,6 +364,7 @@ def test_setup_sheet_gives_the_sheet():
     assert (data.mlm_probability, data.mnm_probability) == (0.15, 0.15)
     assert (args.num_train_epochs, args.per_device_train_batch_size, args.gradient_accumulation_steps) == (25, 32, 2)
     assert (args.learning_rate, args.min_learning_rate, args.warmup_steps) == (4e-4, 1e-5, 0.1)
+    assert model.leaf_position == "slot"
     assert model.base_model == "microsoft/codebert-base" and args.save_every_epochs == 5
 
 

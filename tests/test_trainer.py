@@ -117,7 +117,8 @@ GOLDEN = [
 
 
 def test_golden_losses(tmp_path):
-    trainer = tiny_trainer(tmp_path, num_windows=80, num_train_epochs=2, learning_rate=1e-2)
+    model = tiny_model(leaf_position="slot")
+    trainer = tiny_trainer(tmp_path, num_windows=80, num_train_epochs=2, learning_rate=1e-2, model=model)
     trainer.train()
     losses = [entry["loss"] for entry in history(trainer)]
     assert len(losses) == 20

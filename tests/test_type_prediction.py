@@ -180,6 +180,8 @@ def test_fine_tuning_learns_types_and_leaves_the_checkpoint_alone(leaves):
     assert all(torch.equal(value, before[name]) for name, value in opened.model().state_dict().items())
     again = types.fine_tune_types(opened, leaves > 0, settings.fine_tuning())
     assert losses == again[1]
+    few = replace(settings, type_files=1, type_steps=1).fine_tuning()
+    assert types.fine_tune_types(opened, leaves > 0, few)[2]["files_to_learn_from"] == 1 < counts["files_to_learn_from"]
 
 
 def declared(name, type_, relation="has_type") -> Triple:
@@ -285,7 +287,7 @@ def test_the_task_on_checkpoints_with_and_without_leaves(tmp_path):
     assert tuned["details"]["asked"] == f"fine-tuned, {types.LEAF}" and set(tuned["controls"]) == names
     assert tuned["controls"][f"zero-shot, {types.LEAF}"] == both["figures"]
     assert tuned["controls"][f"zero-shot, {types.TEXT}"] == both["controls"][types.TEXT]
-    assert tuned["baselines"] == both["baselines"] and tuned["counts"]["files_to_learn_from"] <= 3
+    assert tuned["baselines"] == both["baselines"] and 0 < tuned["counts"]["files_to_learn_from"] <= 3
     assert both["details"]["asked"] == types.LEAF and set(both["controls"]) == {types.TEXT}
     assert off["details"]["asked"] == types.TEXT and off["controls"] == {}
     for name, figures in off["baselines"].items():
