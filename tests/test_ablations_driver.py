@@ -306,9 +306,11 @@ def test_shipped_settings_are_valid(name, tmp_path):
             name for name, value in row.training.items() if options_of(every, every.rows["full"]).get(name) == value
         }
         assert row.description.endswith("."), row.name
-        assert not same or row.name in ("mnm_relation", "masked_span_drop", "mnm_015", "leaf_at_slot") or "graph_off" in row.name, (
-            row.name
-        )
+        assert (
+            not same
+            or row.name in ("mnm_relation", "masked_span_drop", "mnm_015", "leaf_at_slot")
+            or "graph_off" in row.name
+        ), row.name
 
 
 def test_mistakes_in_settings_are_named(tmp_path, capsys):

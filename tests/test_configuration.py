@@ -72,7 +72,10 @@ def test_positions_needed_follow_the_graph():
         GraphMertConfig(num_roots=256, leaf_position="slot")
     for position in ("root", "root_slot"):
         assert GraphMertConfig(num_roots=256, leaf_position=position).num_usable_positions == 1024
-    assert GraphMertConfig(pad_token_id=0, max_position_embeddings=1025, leaf_position="slot").num_usable_positions == 1024
+    assert (
+        GraphMertConfig(pad_token_id=0, max_position_embeddings=1025, leaf_position="slot").num_usable_positions
+        == 1024
+    )
 
 
 @pytest.mark.parametrize("mode", ["multiplicative", None])

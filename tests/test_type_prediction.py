@@ -181,7 +181,9 @@ def test_fine_tuning_learns_types_and_leaves_the_checkpoint_alone(leaves):
     again = types.fine_tune_types(opened, leaves > 0, settings.fine_tuning())
     assert losses == again[1]
     few = replace(settings, type_files=1, type_steps=1).fine_tuning()
-    assert types.fine_tune_types(opened, leaves > 0, few)[2]["files_to_learn_from"] == 1 < counts["files_to_learn_from"]
+    assert (
+        types.fine_tune_types(opened, leaves > 0, few)[2]["files_to_learn_from"] == 1 < counts["files_to_learn_from"]
+    )
 
 
 def declared(name, type_, relation="has_type") -> Triple:
