@@ -58,11 +58,17 @@ def fine_tune_types(
         settings: how to train.
 
     Returns:
-        The model in evaluation mode, the loss of each step, and counts: files, windows and types of the training corpus.
+        The model in evaluation mode, the loss of each step, and counts: files, windows and types of the training corpus,
+        and the types left out, which are too long or reach over a window's edge.
 
     Raises:
-        ValueError: the training corpus has no type to ask for.
+        ValueError: the training corpus has no type to ask for, or the checkpoint's windows are too small.
     """
+    if context.config.num_roots <= TEXT_ROOM + 2:
+        raise ValueError(
+            f"--type-steps needs a checkpoint with more than {TEXT_ROOM + 2} root tokens in a window, this one has "
+            f"{context.config.num_roots}; give 0 steps"
+        )
     rows = context.training.rows
     rows = rows.select(context.sample(len(rows), "files to learn types from", settings.max_files or len(rows)))
     files, _ = read_files(context, rows, "hiding types to learn from")
@@ -83,6 +89,7 @@ def fine_tune_types(
         "windows_to_learn_from": len(numbers),
         "types_to_learn_from": sum(map(len, by_window.values())),
     }
+    counts["types_left_out_of_learning"] = len(asked) - counts["types_to_learn_from"]
     collator = context.collator(pad_to_multiple_of=BF16_PADDING if settings.bf16 else None)
     order = context.generator("order of types to learn from")
     torch.manual_seed(context.arguments.seed)

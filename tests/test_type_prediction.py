@@ -177,6 +177,9 @@ def test_fine_tuning_learns_types_and_leaves_the_checkpoint_alone(leaves):
     model, losses, counts = types.fine_tune_types(opened, leaves > 0, settings.fine_tuning())
     assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5]) and not model.training
     assert counts["types_to_learn_from"] > counts["windows_to_learn_from"] > 4
+    files, _ = types.read_files(opened, opened.training.rows, "")
+    total = sum(len(file.hidden) for file in files)
+    assert counts["types_to_learn_from"] + counts["types_left_out_of_learning"] == total
     assert all(torch.equal(value, before[name]) for name, value in opened.model().state_dict().items())
     again = types.fine_tune_types(opened, leaves > 0, settings.fine_tuning())
     assert losses == again[1]
