@@ -345,6 +345,7 @@ def _training(facts: ModelFacts) -> str:
         "adam_beta1",
         "adam_beta2",
         "max_grad_norm",
+        "final_mnm_weight",
         "bf16",
         "fp16",
         "seed",

@@ -15,6 +15,7 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 from transformers.utils import is_torch_bf16_gpu_available, logging
 
 from .checkpoint_trainer import CheckpointTrainer
+from .device_support import warn_of_slow_bfloat16
 from .pretraining_metrics import (
     COLUMNS,
     DIAGNOSTIC_INPUTS,
@@ -63,6 +64,13 @@ class GraphMertTrainingArguments(TrainingArguments):
         default=0.01, metadata={"help": "AdamW's decay of matrices; biases, norms, gains and other vectors have none."}
     )
     max_grad_norm: float = field(default=1.0, metadata={"help": "Gradients are clipped to this norm."})
+    final_mnm_weight: float | None = field(
+        default=None,
+        metadata={
+            "help": "Weight of the MNM loss at the last step: it changes linearly from the model's `mnm_weight`, and the "
+            "weight of the MLM loss takes up the difference. Left out: both stay as they are."
+        },
+    )
     bf16: bool | None = field(
         default=None, metadata={"help": "bfloat16 mixed precision. Left out: on where a CUDA device supports it."}
     )
@@ -128,6 +136,8 @@ class GraphMertTrainingArguments(TrainingArguments):
         on_cpu = self.use_cpu or not torch.accelerator.is_available()
         if on_cpu:
             self.dataloader_pin_memory = False
+            if self.bf16:
+                warn_of_slow_bfloat16("cpu")
         if self.dataloader_num_workers is None:
             self.dataloader_num_workers = 0 if on_cpu else 2
         if self.dataloader_prefetch_factor is None and self.dataloader_num_workers > 0:
@@ -244,6 +254,12 @@ class GraphMertTrainer(CheckpointTrainer):
         super().__init__(model=model, args=args, **kwargs)
         # Tells Trainer that compute_loss divides by the targets of the whole batch (all of 5.17 to 5.23 read it).
         self.model_accepts_loss_kwargs = True
+        total = self._config.mlm_weight + self._config.mnm_weight
+        if args.final_mnm_weight is not None and not 0 <= args.final_mnm_weight <= total:
+            raise ValueError(
+                f"final_mnm_weight must lie between 0 and the sum of mlm_weight and mnm_weight ({total:g}), got "
+                f"{args.final_mnm_weight}"
+            )
         self.eval_data_collator = eval_data_collator
         self.add_callback(_EpochCallback(self))
         self._train_sampler = None
@@ -355,7 +371,10 @@ class GraphMertTrainer(CheckpointTrainer):
         mnm = {"relation": relation, "tail": tail, "both": (relation + tail) / 2}[config.mnm_target]
         # Every masked root is a target of the span-boundary objective too.
         sbo = outputs.mlm_loss * 0 if outputs.sbo_loss is None else outputs.sbo_loss * share[_MLM]
-        loss = config.mlm_weight * (mlm + sbo) + config.mnm_weight * mnm
+        mlm_weight, mnm_weight = config.mlm_weight, config.mnm_weight
+        if model.training:
+            mlm_weight, mnm_weight = self.loss_weights(self.state.global_step)
+        loss = mlm_weight * (mlm + sbo) + mnm_weight * mnm
         if model.training:
             self._check_finite(loss)
             with torch.no_grad():
@@ -364,6 +383,19 @@ class GraphMertTrainer(CheckpointTrainer):
             # DistributedDataParallel averages gradients over processes.
             loss = loss * self.accelerator.num_processes
         return (loss, outputs) if return_outputs else loss
+
+    def loss_weights(self, step: int) -> tuple[float, float]:
+        """Weights of the MLM and the MNM loss in a training step.
+
+        Args:
+            step: optimizer steps that were made before it.
+        """
+        config, final = self._config, self.args.final_mnm_weight
+        if final is None:
+            return config.mlm_weight, config.mnm_weight
+        share = min(1.0, step / max(1, self.state.max_steps - 1))
+        mnm_weight = config.mnm_weight + share * (final - config.mnm_weight)
+        return config.mlm_weight + config.mnm_weight - mnm_weight, mnm_weight
 
     def _forward(self, model, inputs):
         inputs = {name: value for name, value in inputs.items() if name not in DIAGNOSTIC_INPUTS}
@@ -437,6 +469,8 @@ class GraphMertTrainer(CheckpointTrainer):
         if "loss" in logs and "learning_rate" in logs:
             self._stop_if_not_finite(self.accelerator.gather(self._first_bad_step[None]).min())
             logs = {**logs, **self._reduced_training_figures()}
+            if self.args.final_mnm_weight is not None:
+                logs["mnm_weight"] = self.loss_weights(self.state.global_step - 1)[1]
             self._reset_training_sums()
         super().log(logs, start_time)
 

@@ -13,6 +13,7 @@ import torch
 from torch.nn import functional as F
 from transformers import get_cosine_schedule_with_warmup
 
+from ..device_support import warn_of_slow_bfloat16
 from .base import TaskContext
 from .retrieval import TextWindows, pooled_states
 
@@ -105,6 +106,8 @@ def fine_tune(
         raise ValueError(
             f"fine-tuning has {number} pairs, fewer than a batch of {size}; give a larger training corpus"
         )
+    if settings.bf16:
+        warn_of_slow_bfloat16(context.device)
     order, keeps = context.generator("fine-tuning order"), context.generator("fine-tuning leaves")
     torch.manual_seed(context.arguments.seed)
     encoder = copy.deepcopy(context.model().roberta).train()

@@ -14,6 +14,7 @@ import torch
 from torch.nn import functional as F
 
 from ..chain_graphs.linking import LeafEncoder
+from ..device_support import warn_of_slow_bfloat16
 from .base import TaskContext
 from .fine_tuning import optimize
 from .queries import Answer, Query, ask_in_leaf, ask_in_text, labels_at
@@ -91,6 +92,8 @@ def fine_tune_types(
     }
     counts["types_left_out_of_learning"] = len(asked) - counts["types_to_learn_from"]
     collator = context.collator(pad_to_multiple_of=BF16_PADDING if settings.bf16 else None)
+    if settings.bf16:
+        warn_of_slow_bfloat16(context.device)
     order = context.generator("order of types to learn from")
     torch.manual_seed(context.arguments.seed)
     model = copy.deepcopy(context.model()).train()

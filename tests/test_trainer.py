@@ -212,6 +212,35 @@ def test_logged_loss_is_the_weighted_sum_and_metrics_are_counts(tmp_path):
     assert entry["loss"] == pytest.approx(0.6 * expected["mlm_loss"] + 0.4 * expected["mnm_loss"], rel=1e-5)
 
 
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_weights_of_the_losses_move_from_step_to_step(tmp_path, accumulation):
+    trainer = tiny_trainer(
+        tmp_path,
+        num_windows=40,
+        final_mnm_weight=0.1,
+        gradient_accumulation_steps=accumulation,
+        num_train_epochs=accumulation,
+    )
+    trainer.train()
+    entries, steps = history(trainer), 5 if accumulation == 1 else 6
+    assert len(entries) == steps
+    for number, entry in enumerate(entries):
+        mnm_weight = 0.4 - 0.3 * number / (steps - 1)
+        expected = (1 - mnm_weight) * entry["mlm_loss"] + mnm_weight * entry["mnm_loss"]
+        assert entry["loss"] == pytest.approx(expected, rel=1e-5), number
+        assert entry["mnm_weight"] == pytest.approx(mnm_weight)
+    # Evaluations stay comparable with each other.
+    metrics = trainer.evaluate()
+    weighted = 0.6 * metrics["eval_mlm_loss"] + 0.4 * metrics["eval_mnm_loss"]
+    assert metrics["eval_loss"] == pytest.approx(weighted, rel=1e-5)
+
+
+def test_a_weight_at_the_end_beyond_the_sum_of_both_is_refused(tmp_path):
+    for wrong in (-0.1, 1.2):
+        with pytest.raises(ValueError, match="final_mnm_weight must lie between 0 and the sum"):
+            tiny_trainer(tmp_path, final_mnm_weight=wrong)
+
+
 def plain_figures(model, windows, collator, split: bool = False) -> dict[str, float]:
     """MLM and relation figures, one window, one node at a time."""
     model.eval()

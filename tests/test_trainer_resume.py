@@ -70,6 +70,16 @@ def test_resuming_with_length_groups_and_workers(tmp_path):
     assert_same_weights(whole, resumed)
 
 
+def test_resuming_goes_on_with_the_weights_of_the_losses(tmp_path):
+    whole = make(tmp_path / "whole", final_mnm_weight=0.0, save_steps=7)
+    whole.train()
+    resumed = make(tmp_path / "resumed", final_mnm_weight=0.0, save_steps=7)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-7"))
+    assert_same_weights(whole, resumed)
+    logged = [entry["mnm_weight"] for entry in resumed.state.log_history if "mnm_weight" in entry]
+    assert logged == [entry["mnm_weight"] for entry in whole.state.log_history if "mnm_weight" in entry] != []
+
+
 def test_killed_while_saving(tmp_path, left_alone):
     """SIGKILL in the middle of writing the checkpoint of step 8: the one of step 7 is used."""
     script = f"""
