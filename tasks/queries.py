@@ -37,6 +37,7 @@ class Query:
         prefix: tokens between the place and the type.
         relation: id of the relation that is asked for.
         classes: names of classes in the file.
+        project_classes: names of classes that any file of the project defines.
     """
 
     window: int
@@ -48,6 +49,7 @@ class Query:
     prefix: list[int]
     relation: int
     classes: list[str]
+    project_classes: Sequence[str] = ()
 
 
 def ask_in_leaf(item: dict, query: Query, words: list[int], config) -> tuple[dict, tuple[int, int]]:

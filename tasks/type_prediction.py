@@ -6,8 +6,9 @@ type's annotation stands neither in a window's text nor in a leaf. One type is a
     leaf    a leaf with the relation `has_type` or `returns` and masked words is hung on the name
     text    an annotation of mask tokens is put in its place in the text; any checkpoint can be asked so
 
-Candidates are the types of the training corpus and the classes that the file names outside its imports and hidden
-annotations; the baselines choose among the same ones. A candidate of n tokens is scored before n masks:
+Candidates are the types of the training corpus, the classes that the file names outside its imports and hidden
+annotations, and the classes that other files of the project define (`--type-project-classes`); the baselines choose among
+the same ones. A candidate of n tokens is scored before n masks:
 
     log P(n | relation) + sum_i log P(token_i | n masks),    P(n | relation) counted on the training corpus
 
@@ -17,7 +18,7 @@ With `--type-steps` a copy of the checkpoint is first fine-tuned on the training
 
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -47,6 +48,12 @@ class TypePredictionOptions:
     )
     type_min_count: int = field(
         default=2, metadata={"help": "Times that a type must be written in the training corpus to be a candidate."}
+    )
+    type_project_classes: bool = field(
+        default=True,
+        metadata={
+            "help": "Classes that other files of the project define are candidates too, not only the file's own."
+        },
     )
     type_controls: bool = field(
         default=True, metadata={"help": "Also ask in the other way, in the text or in a leaf (twice the time)."}
@@ -109,7 +116,7 @@ class TypePrediction(Task):
         counts["asked"], counts["across_window_edge"] = len(queries), len(chosen) - len(queries)
         candidates = Candidates(trained_types(context), LeafEncoder(context.tokenizer), options)
         counts["candidates_from_training"] = len(candidates.types)
-        own = [candidates.of_file(query.classes) for query in queries]
+        own = candidates.of_queries(queries)
         ways = [LEAF, TEXT] if context.use_graph else [TEXT]
         # A checkpoint that never learned to name tails is asked in the text first.
         if context.use_graph and context.config.mnm_target == "relation":
@@ -205,6 +212,7 @@ class Candidates:
 
     def __init__(self, declared: list[Triple], encode: LeafEncoder, options: TypePredictionOptions):
         self._encode, self._max_tokens = encode, options.type_max_tokens
+        self._project_classes = options.type_project_classes
         self._by_relation: dict[str, Counter] = defaultdict(Counter)
         self._by_name: dict[tuple[str, str], Counter] = defaultdict(Counter)
         total = Counter(triple.tail for triple in declared)
@@ -230,10 +238,23 @@ class Candidates:
         tokens = self._encode(text)
         return tokens if 1 <= len(tokens) <= self._max_tokens else None
 
-    def of_file(self, classes: list[str]) -> dict[str, list[int]]:
-        """The classes of a file that are no candidates already, with their tokens."""
-        new = {name: self._tokens(name) for name in classes if name not in self.types}
-        return {name: tokens for name, tokens in new.items() if tokens is not None}
+    def of_queries(self, queries: list[Query]) -> list[dict[str, list[int]]]:
+        """For each query the classes of its file and project that are no candidates already, with their tokens.
+
+        Queries of one file share one dict.
+        """
+        known: dict[str, list[int] | None] = {}
+        by_file: dict[int, dict[str, list[int]]] = {}
+        for query in queries:
+            if query.file not in by_file:
+                found: dict[str, list[int]] = {}
+                for name in (*query.classes, *(query.project_classes if self._project_classes else ())):
+                    if name not in known:
+                        known[name] = None if name in self.types else self._tokens(name)
+                    if known[name] is not None:
+                        found[name] = known[name]
+                by_file[query.file] = found
+        return [by_file[query.file] for query in queries]
 
     def is_seen(self, hidden: HiddenType) -> bool:
         """Whether the training corpus gives this parameter or function name a candidate type."""
@@ -252,7 +273,7 @@ class Candidates:
             majority = common.get(hidden.relation, [])
             by_name = _most_common(self._by_name.get((hidden.relation, hidden.name), Counter()))
             plain = hidden.name.replace("_", "").lower()
-            named = [text for text in (*query.classes, *self.types) if text.lower() == plain]
+            named = [text for text in (*query.classes, *names, *self.types) if text.lower() == plain]
             named = [text for text in named if text in names or text in self.types]
             for name, answers in zip(ranks, ([], by_name, [*named, *by_name]), strict=True):
                 answers = list(dict.fromkeys([*answers, *majority]))
@@ -290,11 +311,15 @@ def rank_types(
     """
     ask = ask_in_leaf if way == LEAF else ask_in_text
     collator, mask = context.collator(), context.tokenizer.mask_token_id
-    scores: list[dict[str, float]] = [{} for _ in queries]
+    # Of each query the scores of all candidates, a length and a source at a time, and that of the hidden type.
+    scores: list[list[np.ndarray]] = [[] for _ in queries]
+    truth = np.full(len(queries), np.nan)
     lengths = windows.lengths[[query.window for query in queries]]
     for size in range(1, candidates.length_prior[0].shape[0] + 1):
-        texts = [text for text, tokens in candidates.types.items() if len(tokens) == size]
-        table = torch.tensor([candidates.types[text] for text in texts], dtype=torch.int64).view(-1, size)
+        shared = _Table.of(candidates.types, size)
+        # Queries of a file share their candidates.
+        by_dict = {id(names): names for names in own}
+        by_dict = {key: _Table.of(names, size) for key, names in by_dict.items()}
         for chosen in context.batches(lengths, f"{way}, {size} tokens"):
             items, masks = zip(
                 *(ask(windows[queries[i].window], queries[i], [mask] * size, context.config) for i in chosen),
@@ -308,20 +333,34 @@ def rank_types(
                 .cpu()
                 .view(len(chosen), size, -1)
             )
-            place = torch.arange(size)
-            shared = log_p[:, place, table].sum(-1)
             for row, index in enumerate(chosen):
-                prior = candidates.length_prior[queries[index].relation][size - 1]
-                scores[index].update(zip(texts, (shared[row] + prior).tolist(), strict=True))
-                for text, tokens in own[index].items():
-                    if len(tokens) == size:
-                        scores[index][text] = float(log_p[row, place, tokens].sum() + prior)
-    ranks = []
-    for query, score in zip(queries, scores, strict=True):
-        truth = score.get(query.hidden.type)
-        # Ties count against the model.
-        ranks.append(len(score) if truth is None else sum(value >= truth for value in score.values()) - 1)
-    return np.array(ranks)
+                query = queries[index]
+                prior = candidates.length_prior[query.relation][size - 1]
+                for table in (shared, by_dict[id(own[index])]):
+                    values = log_p[row, torch.arange(size), table.tokens].sum(-1).numpy() + prior
+                    scores[index].append(values)
+                    if query.hidden.type in table.places:
+                        truth[index] = values[table.places[query.hidden.type]]
+    # Ties count against the model.
+    return np.array(
+        [
+            sum(map(len, parts)) if np.isnan(value) else sum(int((part >= value).sum()) for part in parts) - 1
+            for parts, value in zip(scores, truth, strict=True)
+        ]
+    )
+
+
+class _Table(NamedTuple):
+    """Candidates of one length: their places by text, and their tokens, int64 (candidates, length)."""
+
+    places: dict[str, int]
+    tokens: torch.Tensor
+
+    @classmethod
+    def of(cls, types: dict[str, list[int]], size: int) -> "_Table":
+        chosen = [text for text, tokens in types.items() if len(tokens) == size]
+        tokens = torch.tensor([types[text] for text in chosen], dtype=torch.int64).view(-1, size)
+        return cls({text: place for place, text in enumerate(chosen)}, tokens)
 
 
 def figures_of(rank: np.ndarray, groups: dict[str, np.ndarray]) -> dict[str, float]:

@@ -27,12 +27,14 @@ class File:
         project: that it belongs to.
         text, graph: without annotations.
         hidden: the types that were taken out.
+        project_classes: names of classes that any file of the project defines, sorted; one list for all its files.
     """
 
     project: str
     text: str
     graph: CodeGraph
     hidden: list[HiddenType]
+    project_classes: list[str]
 
     @cached_property
     def classes(self) -> list[str]:
@@ -54,10 +56,14 @@ def read_files(context: TaskContext, rows, description: str) -> tuple[list[File]
     """
     files, counts = [], Counter(files=len(rows))
     columns = rows.select_columns(["project", "language", "code"])
+    classes: dict[str, set[str]] = defaultdict(set)
+    # Filled in when all files are read.
+    lists: dict[str, list[str]] = defaultdict(list)
     for row in context.progress(columns, description, total=len(rows)):
         if row["language"] != "python":
             counts["files_in_other_languages"] += 1
             continue
+        classes[row["project"]].update(_CLASS.findall(row["code"]))
         try:
             text, hidden, graph = hide_annotations(row["code"])
         except ValueError:
@@ -65,7 +71,9 @@ def read_files(context: TaskContext, rows, description: str) -> tuple[list[File]
             continue
         counts["files_without_types"] += not hidden
         if hidden:
-            files.append(File(row["project"], text, graph, hidden))
+            files.append(File(row["project"], text, graph, hidden, lists[row["project"]]))
+    for project, names in lists.items():
+        names += sorted(classes[project])
     return files, dict(counts)
 
 
@@ -135,6 +143,7 @@ def locate(
         prefix=prefix_tokens(context.tokenizer, hidden.prefix),
         relation=RELATION_IDS[hidden.relation],
         classes=file.classes,
+        project_classes=file.project_classes,
     )
 
 

@@ -1,5 +1,6 @@
 """Hidden types: where they are asked for, among which candidates, and how a candidate is scored."""
 
+import re
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -193,11 +194,12 @@ def declared(name, type_, relation="has_type") -> Triple:
     return Triple(name, 0, 1, relation, type_, 0, 1)
 
 
-def candidates(max_tokens=2) -> types.Candidates:
+def candidates(max_tokens=2, **options) -> types.Candidates:
     facts = [declared("path", "str")] * 3 + [declared("path", "Path")] * 2 + [declared("size", "int")] * 4
     facts += [declared("x", "a b c")] * 2 + [declared("y", "rare")] + [declared("read", "str", "returns")] * 2
     ids = {"str": [1], "Path": [2, 3], "int": [4], "a b c": [1, 2, 3], "Reader": [5], "rare": [6]}
-    return types.Candidates(facts, ids.__getitem__, types.TypePredictionOptions(max_tokens, 2))
+    options = types.TypePredictionOptions(max_tokens, 2, **options)
+    return types.Candidates(facts, lambda text: ids.get(text, [7]), options)
 
 
 def test_candidates_and_baselines():
@@ -206,7 +208,6 @@ def test_candidates_and_baselines():
     # One more of each length: 7 of one token and 2 of two.
     assert found.length_prior[5].tolist() == pytest.approx(np.log([8 / 11, 3 / 11]).tolist())
     assert found.length_prior[0].tolist() == pytest.approx(np.log([0.5, 0.5]).tolist())
-    assert found.of_file(["Reader", "str"]) == {"Reader": [5]}
 
     def asked(name, type_, classes=()):
         hidden = HiddenType("has_type", name, type_, 0, 0, 0, ": ")
@@ -223,6 +224,41 @@ def test_candidates_and_baselines():
     assert [found.is_seen(item.hidden) for item in queries] == [True, False, False, False]
 
 
+def test_classes_of_the_project_are_candidates_and_known_to_the_baselines():
+    hidden = HiddenType("has_type", "_tree", "Tree", 0, 0, 0, ": ")
+    here = Query(0, 0, "p", hidden, (1, 1), 2, [], 5, ["Reader", "str"], ["Reader", "Tree", "int"])
+    elsewhere = replace(here, file=1, classes=[])
+    found = candidates()
+    own = found.of_queries([here, here, elsewhere])
+    # What is a candidate of the training corpus already is not told twice; a file's own classes come first.
+    assert [list(names.items()) for names in own] == [
+        [("Reader", [5]), ("Tree", [7])],
+        [("Reader", [5]), ("Tree", [7])],
+        [("Reader", [5]), ("Tree", [7])],
+    ]
+    assert own[0] is own[1] is not own[2]
+    assert found.baselines([here], own[:1])["class of the name, else frequency"] == [0]
+    without = candidates(type_project_classes=False)
+    own = without.of_queries([here, here, elsewhere])
+    assert own == [{"Reader": [5]}, {"Reader": [5]}, {}]
+    # 3 candidates of the training corpus and one of the file, none of them right.
+    assert without.baselines([here], own[:1])["class of the name, else frequency"] == [4]
+    assert without.of_queries([replace(here, classes=["Very.long"])]) == [{"Very.long": [7]}]
+
+
+def test_files_know_the_classes_of_their_project_alone():
+    opened = context()
+    files, _ = types.read_files(opened, opened.test.rows, "")
+    rows = opened.test.rows
+    for file in files:
+        texts = [row["code"] for row in rows if row["project"] == file.project and row["language"] == "python"]
+        written = {name for text in texts for name in re.findall(r"^\s*class (\w+)", text, re.MULTILINE)}
+        assert file.project_classes == sorted(written)
+    assert any(file.project_classes for file in files)
+    _, queries = types.find_queries(opened, files, [(0, hidden) for hidden in files[0].hidden])
+    assert queries and all(query.project_classes is files[0].project_classes for query in queries)
+
+
 @pytest.mark.parametrize("way", [types.LEAF, types.TEXT])
 def test_ranks_against_a_naive_loop(way, monkeypatch):
     opened = context(max_examples=20)
@@ -230,7 +266,7 @@ def test_ranks_against_a_naive_loop(way, monkeypatch):
     windows, queries = types.find_queries(opened, files, [(0, hidden) for hidden in files[0].hidden[:4]])
     options = types.TypePredictionOptions(2, 1)
     chosen = types.Candidates(types.trained_types(opened), types.LeafEncoder(opened.tokenizer), options)
-    own = [chosen.of_file(item.classes) for item in queries]
+    own = chosen.of_queries(queries)
     ranks = types.rank_types(opened, windows, queries, own, chosen, way)
     mask = opened.tokenizer.mask_token_id
     for item, names, rank in zip(queries, own, ranks, strict=True):
