@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Processes of `make test`, each with one thread.
+JOBS ?= 2
 RUN := runs/small
 
 .PHONY: setup pretrain test lint format clean help
@@ -27,7 +29,7 @@ pretrain: setup
 	HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 $(BIN)/python run_pretraining.py configs/small.yaml --output_dir $(RUN) --resume auto
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadscope
 
 lint: setup
 	$(BIN)/ruff check .

@@ -114,6 +114,8 @@ class GraphMertTrainingArguments(TrainingArguments):
         for name in ("save_every_epochs", "gradient_accumulation_steps", "per_device_train_batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.learning_rate <= 0:
+            raise ValueError(f"learning_rate must be above 0, got {self.learning_rate}")
         # Trainer would ignore these without a word; 500 is what it takes for "not given". With "no" that is what was asked.
         for what, given in (("save", self.save_steps != 500), ("eval", self.eval_steps is not None)):
             if given and getattr(self, f"{what}_strategy") == "epoch":

@@ -7,8 +7,9 @@ type's annotation stands neither in a window's text nor in a leaf. One type is a
     text    an annotation of mask tokens is put in its place in the text; any checkpoint can be asked so
 
 Candidates are the types of the training corpus, the classes that the file names outside its imports and hidden
-annotations, and the classes that other files of the project define (`--type-project-classes`); the baselines choose among
-the same ones. A candidate of n tokens is scored before n masks:
+annotations, and the classes that other files of the project define (`--type-project-classes`), by themselves and in the
+forms of `CLASS_FORMS` (`--type-class-forms`); the baselines choose among the same ones. A candidate of n tokens is scored
+before n masks:
 
     log P(n | relation) + sum_i log P(token_i | n masks),    P(n | relation) counted on the training corpus
 
@@ -35,6 +36,8 @@ from .type_queries import find_queries, is_shown, read_files
 
 TOP = 5
 LEAF, TEXT = "asked in a leaf", "asked in the text"
+CLASS_FORMS = ("{} | None", "Optional[{}]", "list[{}]", "List[{}]", "type[{}]", "Type[{}]")
+"""What may be made of a class's name besides itself."""
 
 
 @dataclass
@@ -44,7 +47,7 @@ class TypePredictionOptions:
     _argument_group_name: ClassVar[str] = "type_prediction"
 
     type_max_tokens: int = field(
-        default=4, metadata={"help": "Longest candidate; each length costs a forward pass for each hidden type."}
+        default=7, metadata={"help": "Longest candidate; each length costs a forward pass for each hidden type."}
     )
     type_min_count: int = field(
         default=2, metadata={"help": "Times that a type must be written in the training corpus to be a candidate."}
@@ -53,6 +56,12 @@ class TypePredictionOptions:
         default=True,
         metadata={
             "help": "Classes that other files of the project define are candidates too, not only the file's own."
+        },
+    )
+    type_class_forms: bool = field(
+        default=True,
+        metadata={
+            "help": "A class X of file or project is a candidate also as X | None, Optional[X], list[X], type[X]."
         },
     )
     type_controls: bool = field(
@@ -213,6 +222,7 @@ class Candidates:
     def __init__(self, declared: list[Triple], encode: LeafEncoder, options: TypePredictionOptions):
         self._encode, self._max_tokens = encode, options.type_max_tokens
         self._project_classes = options.type_project_classes
+        self._forms = CLASS_FORMS if options.type_class_forms else ()
         self._by_relation: dict[str, Counter] = defaultdict(Counter)
         self._by_name: dict[tuple[str, str], Counter] = defaultdict(Counter)
         total = Counter(triple.tail for triple in declared)
@@ -239,21 +249,23 @@ class Candidates:
         return tokens if 1 <= len(tokens) <= self._max_tokens else None
 
     def of_queries(self, queries: list[Query]) -> list[dict[str, list[int]]]:
-        """For each query the classes of its file and project that are no candidates already, with their tokens.
+        """For each query the classes of its file and project, and their forms, that are no candidates already.
 
-        Queries of one file share one dict.
+        Returns:
+            Texts with their tokens: names of the file, of the project, then forms. Queries of one file share one dict.
         """
         known: dict[str, list[int] | None] = {}
         by_file: dict[int, dict[str, list[int]]] = {}
         for query in queries:
             if query.file not in by_file:
-                found: dict[str, list[int]] = {}
-                for name in (*query.classes, *(query.project_classes if self._project_classes else ())):
-                    if name not in known:
-                        known[name] = None if name in self.types else self._tokens(name)
-                    if known[name] is not None:
-                        found[name] = known[name]
-                by_file[query.file] = found
+                names = list(
+                    dict.fromkeys([*query.classes, *(query.project_classes if self._project_classes else ())])
+                )
+                texts = [*names, *(form.format(name) for form in self._forms for name in names)]
+                for text in texts:
+                    if text not in known:
+                        known[text] = None if text in self.types else self._tokens(text)
+                by_file[query.file] = {text: known[text] for text in texts if known[text] is not None}
         return [by_file[query.file] for query in queries]
 
     def is_seen(self, hidden: HiddenType) -> bool:

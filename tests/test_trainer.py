@@ -54,6 +54,7 @@ def test_defaults_are_those_of_the_setup_sheet(tmp_path):
 def test_arguments_refuse_what_cannot_work(tmp_path):
     for options, text in (
         ({"min_learning_rate": 1.0}, "min_learning_rate must lie between 0 and learning_rate"),
+        ({"learning_rate": 0.0, "min_learning_rate": 0.0}, "learning_rate must be above 0"),
         ({"save_every_epochs": 0}, "save_every_epochs must be at least 1"),
         ({"remove_unused_columns": True}, "remove_unused_columns must be False"),
     ):

@@ -228,7 +228,7 @@ def test_classes_of_the_project_are_candidates_and_known_to_the_baselines():
     hidden = HiddenType("has_type", "_tree", "Tree", 0, 0, 0, ": ")
     here = Query(0, 0, "p", hidden, (1, 1), 2, [], 5, ["Reader", "str"], ["Reader", "Tree", "int"])
     elsewhere = replace(here, file=1, classes=[])
-    found = candidates()
+    found = candidates(type_class_forms=False)
     own = found.of_queries([here, here, elsewhere])
     # What is a candidate of the training corpus already is not told twice; a file's own classes come first.
     assert [list(names.items()) for names in own] == [
@@ -238,12 +238,14 @@ def test_classes_of_the_project_are_candidates_and_known_to_the_baselines():
     ]
     assert own[0] is own[1] is not own[2]
     assert found.baselines([here], own[:1])["class of the name, else frequency"] == [0]
-    without = candidates(type_project_classes=False)
+    without = candidates(type_project_classes=False, type_class_forms=False)
     own = without.of_queries([here, here, elsewhere])
     assert own == [{"Reader": [5]}, {"Reader": [5]}, {}]
     # 3 candidates of the training corpus and one of the file, none of them right.
     assert without.baselines([here], own[:1])["class of the name, else frequency"] == [4]
-    assert without.of_queries([replace(here, classes=["Very.long"])]) == [{"Very.long": [7]}]
+    forms = candidates(type_project_classes=False).of_queries([replace(here, classes=["Node", "int"])])
+    assert list(forms[0])[:3] == ["Node", "Node | None", "int | None"]
+    assert {"Optional[Node]", "list[Node]", "type[int]"} <= set(forms[0]) and "int" not in forms[0]
 
 
 def test_files_know_the_classes_of_their_project_alone():
