@@ -35,6 +35,7 @@ _STREAMS = {
             "fact_budget",
             "tail",
             "tail_token",
+            "fact_window",
         )
     )
 }
@@ -99,6 +100,7 @@ class GraphMertCollator:
         layout: "compact" (a row for each window, existing nodes only), "packed" (existing nodes only, many windows in a row,
             no padding but what the next two arguments ask for) or "padded" (all R(1+L) slots).
         mlm_probability, mnm_probability: shares in [0, 1).
+        mnm_window_probability: share of the windows whose facts are masked, in [0, 1]; the others show every fact.
         mnm_target: "relation", "tail" or "both".
         masked_span_leaves: what happens to a leaf that hangs on a masked span, whose syntactic role it would tell:
             "drop" it from the input, "hide" its relation, or "keep" it. Edges with an end on a masked span have nothing to
@@ -144,6 +146,7 @@ class GraphMertCollator:
         diagnostics: bool = False,
         max_nodes_per_row: int | None = None,
         with_indices: bool = False,
+        mnm_window_probability: float = 1.0,
     ):
         for name, value, allowed in (
             ("layout", layout, LAYOUTS),
@@ -155,6 +158,8 @@ class GraphMertCollator:
         for name, value in (("mlm_probability", mlm_probability), ("mnm_probability", mnm_probability)):
             if not 0 <= value < 1:
                 raise ValueError(f"{name} must be in [0, 1), got {value}")
+        if not 0 <= mnm_window_probability <= 1:
+            raise ValueError(f"mnm_window_probability must be in [0, 1], got {mnm_window_probability}")
         if mnm_target == "both" and mnm_probability > 0.5:
             raise ValueError(
                 f"mnm_target 'both' masks two sets of facts: mnm_probability must be at most 0.5, got {mnm_probability}"
@@ -172,6 +177,7 @@ class GraphMertCollator:
         self.num_roots, self.leaves_per_root, self.num_relations = num_roots, leaves_per_root, num_relations
         self.layout, self.mnm_target = layout, mnm_target
         self.mlm_probability, self.mnm_probability = mlm_probability, mnm_probability
+        self.mnm_window_probability = mnm_window_probability
         self.masked_span_leaves, self.mask_visible_copies = masked_span_leaves, mask_visible_copies
         self.span_boundary, self.seed, self.pad_to_multiple_of = span_boundary, seed, pad_to_multiple_of
         self.diagnostics = diagnostics
@@ -331,7 +337,8 @@ class GraphMertCollator:
         position = eligible - np.searchsorted(facts.row, np.arange(len(keys)))[row]
         rank = _ranks_within(row, offsets, counter_uniform(keys[row], "fact_order", position))
         wanted = np.bincount(row, minlength=len(keys)) * self.mnm_probability
-        budget = np.floor(wanted + counter_uniform(keys, "fact_budget")).astype(np.int64)[row]
+        budget = np.floor(wanted + counter_uniform(keys, "fact_budget")).astype(np.int64)
+        budget = np.where(counter_uniform(keys, "fact_window") < self.mnm_window_probability, budget, 0)[row]
         by_relation = by_tail = np.zeros(len(eligible), dtype=bool)
         if self.mnm_target in ("relation", "both"):
             by_relation = rank < budget

@@ -327,7 +327,13 @@ def _training(facts: ModelFacts) -> str:
     ]
     names = ("decay_mode", "decay_base", "use_hgat", "relation_dropout", "hidden_dropout_prob", "leaf_position")
     rows += [(name, _plain(config[name])) for name in (*names, "mnm_target", "mlm_weight", "mnm_weight")]
-    masks = ("mlm_probability", "mnm_probability", "masked_span_leaves", "mask_visible_copies")
+    masks = (
+        "mlm_probability",
+        "mnm_probability",
+        "mnm_window_probability",
+        "masked_span_leaves",
+        "mask_visible_copies",
+    )
     rows += [(name, _plain(facts.data_arguments[name])) for name in masks if name in facts.data_arguments]
     if args:
         rows += [

@@ -161,6 +161,12 @@ class DataArguments:
     )
     mlm_probability: float = field(default=0.15, metadata={"help": "Share of a window's tokens that are masked."})
     mnm_probability: float = field(default=0.15, metadata={"help": "Share of a window's facts that are masked."})
+    mnm_window_probability: float = field(
+        default=1.0,
+        metadata={
+            "help": "Share of the windows whose facts are masked; the others show every fact, as a reader's do."
+        },
+    )
     masked_span_leaves: str = field(
         default="drop",
         metadata={

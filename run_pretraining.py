@@ -534,6 +534,7 @@ def build_trainer(model, model_args, data_args, args, tokenizer, train_windows, 
         "with_indices": args.device.type != "cpu" or args.torch_compile,
         "mlm_probability": data_args.mlm_probability,
         "mnm_probability": data_args.mnm_probability,
+        "mnm_window_probability": data_args.mnm_window_probability,
         "mnm_target": model_args.mnm_target,
         "masked_span_leaves": data_args.masked_span_leaves,
         "mask_visible_copies": data_args.mask_visible_copies,
@@ -543,7 +544,9 @@ def build_trainer(model, model_args, data_args, args, tokenizer, train_windows, 
         model=model,
         args=args,
         data_collator=GraphMertCollator(**options, seed=args.seed),
-        eval_data_collator=GraphMertCollator(**options, seed=EVALUATION_SEED, diagnostics=True),
+        eval_data_collator=GraphMertCollator(
+            **{**options, "mnm_window_probability": 1.0}, seed=EVALUATION_SEED, diagnostics=True
+        ),
         train_dataset=train_windows,
         eval_dataset=eval_windows,
         # Saved with every checkpoint: the tokenizer, and what else turns code into inputs.

@@ -37,6 +37,7 @@ _ONLY_WITH_LEAVES = (
     "mnm_weight",
     "final_mnm_weight",
     "mnm_probability",
+    "mnm_window_probability",
     "masked_span_leaves",
     "mask_visible_copies",
     "include_uses",

@@ -471,6 +471,7 @@ _RECIPE_FIELDS = (
     "edge_relations",
     "mlm_probability",
     "mnm_probability",
+    "mnm_window_probability",
     "masked_span_leaves",
     "mask_visible_copies",
     "max_train_windows",

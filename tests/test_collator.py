@@ -254,6 +254,28 @@ def test_both_targets_take_different_facts():
     assert relation.any() and tail.any() and not (relation & tail).any()
 
 
+@pytest.mark.parametrize("layout", ["compact", "packed"])
+def test_facts_are_masked_in_a_share_of_the_windows_only(layout):
+    rows = [window([0, 10, 11, 12, 2], [(2, 1, 5, 0, 0, 2, 0, [20, 21])], index=i) for i in range(400)]
+    options = {"mlm_probability": 0, "mnm_probability": 1 - 1e-12, "layout": layout}
+    hidden = {
+        share: collator(mnm_window_probability=share, **options)(rows)["relation_labels"].flatten() != -100
+        for share in (0.0, 0.3, 1.0)
+    }
+    assert [hidden[share].sum().item() for share in (0.0, 1.0)] == [0, 400]
+    assert hidden[0.3].sum().item() == pytest.approx(120, abs=30)
+    # The other windows are masked as they would be without it.
+    rows = windows(64)
+    options = {"num_roots": 40, "leaves_per_root": 7, "mnm_target": "both", "mnm_probability": 0.4, "layout": "padded"}
+    every, some = (collator(mnm_window_probability=share, **options)(rows) for share in (1.0, 0.5))
+    chosen = (some["relation_labels"] != -100).any(1)
+    assert 10 < chosen.sum() < (every["relation_labels"] != -100).any(1).sum()
+    for name in ("input_ids", "labels", "relation_labels", "relation_ids"):
+        assert torch.equal(some[name][chosen], every[name][chosen]), name
+    is_leaf = every["leaf_index"] >= 0
+    assert torch.equal(some["labels"][~is_leaf], every["labels"][~is_leaf])
+
+
 def test_copies_of_masked_words_can_be_hidden():
     row = window([0, 10, 11, 12, 2], [(3, 1, 5, 0, 1, 3, 0, [10, 30])])
     plain = collator(diagnostics=True)
@@ -306,6 +328,7 @@ def test_pad_to_multiple_of():
         ({"layout": "dense"}, "layout must be one of padded, compact"),
         ({"mnm_target": "heads"}, "mnm_target must be one of"),
         ({"masked_span_leaves": "forget"}, "masked_span_leaves must be one of"),
+        ({"mnm_window_probability": 1.5}, r"mnm_window_probability must be in \[0, 1\], got 1.5"),
         ({"mlm_probability": 1.0}, r"mlm_probability must be in \[0, 1\)"),
         ({"mnm_target": "both", "mnm_probability": 0.6}, "at most 0.5"),
     ],

@@ -224,6 +224,12 @@ def test_candidates_and_baselines():
     assert [found.is_seen(item.hidden) for item in queries] == [True, False, False, False]
 
 
+def test_fine_tuning_refuses_windows_without_room():
+    small = SimpleNamespace(config=SimpleNamespace(num_roots=TEXT_ROOM + 2))
+    with pytest.raises(ValueError, match=f"more than {TEXT_ROOM + 2} root tokens in a window, this one has"):
+        types.fine_tune_types(small, True, types.TypePredictionOptions(type_steps=1).fine_tuning())
+
+
 def test_classes_of_the_project_are_candidates_and_known_to_the_baselines():
     hidden = HiddenType("has_type", "_tree", "Tree", 0, 0, 0, ": ")
     here = Query(0, 0, "p", hidden, (1, 1), 2, [], 5, ["Reader", "str"], ["Reader", "Tree", "int"])
