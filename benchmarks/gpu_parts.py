@@ -140,15 +140,26 @@ class Correctness:
         run = torch.compile(model) if compiled else model
         if compiled:
             mark_dynamic_sizes(batch)
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == "bfloat16"):
-            output = run(**batch, sparse_prediction=True)
-        output.loss.backward()
-        gradients = {name: p.grad.detach().cpu() for name, p in model.named_parameters() if p.grad is not None}
+
+        def step(**options) -> tuple:
+            """Outputs of one way to take the losses, and the gradients by name."""
+            model.zero_grad(set_to_none=True)
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == "bfloat16"):
+                output = run(**batch, **options)
+            output.loss.backward()
+            named = sorted(model.named_parameters(), key=lambda item: item[0])
+            return output, {name: p.grad.detach().cpu() for name, p in named if p.grad is not None}
+
+        output, gradients = step(sparse_prediction=True)
+        # As the trainer asks for them.
+        fused, fused_gradients = step(fused_loss=True)
         return {
             "loss": [output.loss.detach().cpu()],
             "logits": [output.logits.detach().cpu(), output.relation_logits.detach().cpu()],
-            "gradients": [gradients[name] for name in sorted(gradients)],
-            "offset_gradient": [gradients[name] for name in sorted(gradients) if name.endswith("decay.offset")],
+            "gradients": list(gradients.values()),
+            "offset_gradient": [value for name, value in gradients.items() if name.endswith("decay.offset")],
+            "fused_loss": [fused.loss.detach().cpu()],
+            "fused_gradients": list(fused_gradients.values()),
         }
 
     def errors(self, layout: str, backend: str, dtype: str, compiled: bool = False) -> dict:
@@ -211,7 +222,7 @@ class Steps:
         if self.compiled:
             mark_dynamic_sizes(batch)
         with torch.autocast(self.scale.device.type, dtype=torch.bfloat16):
-            loss = self.run(**batch, sparse_prediction=True).loss
+            loss = self.run(**batch, fused_loss=True).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
