@@ -373,9 +373,7 @@ class GraphMertTrainer(CheckpointTrainer):
         mnm = {"relation": relation, "tail": tail, "both": (relation + tail) / 2}[config.mnm_target]
         # Every masked root is a target of the span-boundary objective too.
         sbo = outputs.mlm_loss * 0 if outputs.sbo_loss is None else outputs.sbo_loss * share[_MLM]
-        mlm_weight, mnm_weight = config.mlm_weight, config.mnm_weight
-        if model.training:
-            mlm_weight, mnm_weight = self.loss_weights(self.state.global_step)
+        mlm_weight, mnm_weight = self.loss_weights(self.state.global_step)
         loss = mlm_weight * (mlm + sbo) + mnm_weight * mnm
         if model.training:
             self._check_finite(loss)

@@ -335,6 +335,18 @@ def test_the_order_of_windows_does_not_depend_on_the_graph(dataset, tmp_path):
     assert full != order("--leaves_per_root", "0")
 
 
+def test_windows_that_show_every_fact_are_for_training_only(dataset, tmp_path):
+    options = ["--mnm_window_probability", "0", "--final_mnm_weight", "0", "--output_dir", str(tmp_path / "unused")]
+    model_args, data_args, _, args = parse_arguments(["--dataset", str(dataset), *SMALL, *options])
+    assert args.final_mnm_weight == 0
+    train, held_out, tokenizer, manifest = run_pretraining.open_dataset(model_args, data_args, args)
+    model = run_pretraining.build_model(model_args, tokenizer, manifest)
+    trainer = run_pretraining.build_trainer(model, model_args, data_args, args, tokenizer, train, held_out)
+    examples = [held_out[i] for i in range(len(held_out))]
+    masked = [(c(examples)["relation_labels"] >= 0).any() for c in (trainer.data_collator, trainer.eval_data_collator)]
+    assert masked == [False, True]
+
+
 def test_config_file_and_overrides(tmp_path):
     config = tmp_path / "run.yaml"
     config.write_text(
