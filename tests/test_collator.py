@@ -264,6 +264,9 @@ def test_facts_are_masked_in_a_share_of_the_windows_only(layout):
     }
     assert [hidden[share].sum().item() for share in (0.0, 1.0)] == [0, 400]
     assert hidden[0.3].sum().item() == pytest.approx(120, abs=30)
+    # Which windows these are has nothing to do with how their share of facts is rounded.
+    fewer = collator(mnm_window_probability=0.5, **{**options, "mnm_probability": 0.4})(rows)
+    assert (fewer["relation_labels"] != -100).sum().item() == pytest.approx(80, abs=30)
     # The other windows are masked as they would be without it.
     rows = windows(64)
     options = {"num_roots": 40, "leaves_per_root": 7, "mnm_target": "both", "mnm_probability": 0.4, "layout": "padded"}
