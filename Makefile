@@ -9,7 +9,7 @@ RUN := runs/small
 .PHONY: setup pretrain test lint format clean help
 
 help:
-	@echo "make pretrain   set up, then pretrain a small GraphMERT on the standard library of $(PYTHON) (about 15 minutes on two cores)"
+	@echo "make pretrain   set up, then pretrain a small GraphMERT on the standard library of $(PYTHON) (10 to 20 minutes on two cores)"
 	@echo "make test       set up, then run the tests (under 10 minutes on two cores)"
 	@echo "make lint       set up, then ruff"
 	@echo "make clean      remove the virtual environment and the run"

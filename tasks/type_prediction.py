@@ -18,7 +18,7 @@ With `--type-steps` a copy of the checkpoint is first fine-tuned on the training
 """
 
 from collections import Counter, defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, NamedTuple
 
 import numpy as np
@@ -35,6 +35,7 @@ from .type_fine_tuning import TypeTuningSettings, fine_tune_types
 from .type_queries import find_queries, is_shown, read_files
 
 TOP = 5
+MAX_TOKENS = 7
 LEAF, TEXT = "asked in a leaf", "asked in the text"
 CLASS_FORMS = ("{} | None", "Optional[{}]", "list[{}]", "List[{}]", "type[{}]", "Type[{}]")
 """What may be made of a class's name besides itself."""
@@ -46,8 +47,12 @@ class TypePredictionOptions:
 
     _argument_group_name: ClassVar[str] = "type_prediction"
 
-    type_max_tokens: int = field(
-        default=7, metadata={"help": "Longest candidate; each length costs a forward pass for each hidden type."}
+    type_max_tokens: int | None = field(
+        default=None,
+        metadata={
+            "help": "Longest candidate; each length costs a forward pass for each hidden type. Default: 7, or as many as a "
+            "root has leaf slots."
+        },
     )
     type_min_count: int = field(
         default=2, metadata={"help": "Times that a type must be written in the training corpus to be a candidate."}
@@ -111,6 +116,9 @@ class TypePrediction(Task):
     options_class = TypePredictionOptions
 
     def run(self, context: TaskContext, options: TypePredictionOptions) -> TaskResult:
+        if options.type_max_tokens is None:
+            slots = context.config.leaves_per_root if context.use_graph else MAX_TOKENS
+            options = replace(options, type_max_tokens=min(MAX_TOKENS, slots))
         if context.use_graph and options.type_max_tokens > context.config.leaves_per_root:
             raise ValueError(
                 f"--type-max-tokens must be at most {context.config.leaves_per_root}, a root's leaf slots"

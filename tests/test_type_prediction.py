@@ -325,7 +325,9 @@ def test_ranks_against_a_naive_loop(way, monkeypatch):
 def test_the_task_on_checkpoints_with_and_without_leaves(tmp_path):
     options = {"type_max_tokens": LEAVES, "type_min_count": 1, "max_examples": 12, "batch_size": 8}
     output = tmp_path / "report.json"
-    both = run_task("type_prediction", checkpoint(), corpora()[1], output=str(output), save_examples=True, **options)
+    # Left out, the longest candidate has as many tokens as a root has slots.
+    rest = {name: value for name, value in options.items() if name != "type_max_tokens"}
+    both = run_task("type_prediction", checkpoint(), corpora()[1], output=str(output), save_examples=True, **rest)
     with np.load(output.with_suffix(".type_prediction.npz"), allow_pickle=False) as arrays:
         saved = dict(arrays)
     assert (saved["rank model"] < 1).mean() == both["figures"]["top1"]
