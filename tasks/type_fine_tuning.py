@@ -1,13 +1,15 @@
 """Fine-tuning on hidden types: a copy of a checkpoint learns the annotations of the training corpus from code without them.
 
 Each step reads some windows of files whose annotations are gone and asks for several of a window's types at once, in leaves
-or in the text. The number of masks is the type's own number of tokens, as when a candidate is scored:
+or in the text. Every question has as many masks as the longest type that is asked for; a shorter type is followed by `</s>`,
+so that the model learns from the window how long a type is:
 
-    loss = - mean over all masks of log P(token | window)
+    loss = - mean over tokens and ends of log P(token | window)
 """
 
 import copy
 from collections import defaultdict
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
@@ -47,7 +49,7 @@ class TypeTuningSettings:
 
 
 def fine_tune_types(
-    context: TaskContext, in_leaf: bool, settings: TypeTuningSettings
+    context: TaskContext, in_leaf: bool, settings: TypeTuningSettings, left_out: Collection[str] = ()
 ) -> tuple[torch.nn.Module, list[float], dict[str, int]]:
     """Fine-tune a copy of the checkpoint on the types of the training corpus.
 
@@ -57,6 +59,7 @@ def fine_tune_types(
         context: the checkpoint.
         in_leaf: ask in leaves; else in the text.
         settings: how to train.
+        left_out: projects that are not learned from.
 
     Returns:
         The model in evaluation mode, the loss of each step, and counts: files, windows and types of the training corpus,
@@ -71,6 +74,8 @@ def fine_tune_types(
             f"{context.config.num_roots}; give 0 steps"
         )
     rows = context.training.rows
+    if left_out:
+        rows = rows.select([i for i, project in enumerate(rows["project"]) if project not in left_out])
     rows = rows.select(context.sample(len(rows), "files to learn types from", settings.max_files or len(rows)))
     files, _ = read_files(context, rows, "hiding types to learn from")
     asked = [(number, hidden) for number, file in enumerate(files) for hidden in file.hidden]
@@ -91,6 +96,7 @@ def fine_tune_types(
         "types_to_learn_from": sum(map(len, by_window.values())),
     }
     counts["types_left_out_of_learning"] = len(asked) - counts["types_to_learn_from"]
+    masks, end = [context.tokenizer.mask_token_id] * settings.max_tokens, context.tokenizer.sep_token_id
     collator = context.collator(pad_to_multiple_of=BF16_PADDING if settings.bf16 else None)
     if settings.bf16:
         warn_of_slow_bfloat16(context.device)
@@ -104,9 +110,7 @@ def fine_tune_types(
         while len(waiting) < settings.batch_size:
             waiting = [*waiting, *order.permutation(numbers).tolist()]
         chosen, waiting = waiting[: settings.batch_size], waiting[settings.batch_size :]
-        asked = [
-            ask_all(windows[n], by_window[n], context.tokenizer.mask_token_id, context.config, in_leaf) for n in chosen
-        ]
+        asked = [ask_all(windows[n], by_window[n], masks, end, context.config, in_leaf) for n in chosen]
         batch = collator([item for item, _ in asked])
         labels = labels_at(batch, [answers for _, answers in asked])
         with torch.autocast(context.device.type, torch.bfloat16, enabled=settings.bf16):
@@ -118,33 +122,35 @@ def fine_tune_types(
 
 
 def ask_all(
-    item: dict, questions: list[tuple[Query, list[int]]], mask: int, config, in_leaf: bool
+    item: dict, questions: list[tuple[Query, list[int]]], masks: list[int], end: int, config, in_leaf: bool
 ) -> tuple[dict, list[Answer]]:
     """Ask for several types in one window.
 
     Args:
         item: of a `WindowDataset`.
-        questions: queries with the tokens of their types.
-        mask: the mask token.
+        questions: queries with the tokens of their types, at most as many as there are masks.
+        masks: the mask tokens of each question.
+        end: the token that belongs behind a type of fewer tokens.
         config: of the model.
         in_leaf: ask in leaves; else in the text, as many as the window has room for, the last places first.
 
     Returns:
         The item with the masks, and what belongs at them, as `labels_at` takes it.
     """
+    questions = [(query, [*tokens, end][: len(masks)]) for query, tokens in questions]
     answers: list[Answer] = []
     if in_leaf:
         for query, tokens in questions:
-            item, where = ask_in_leaf(item, query, [mask] * len(tokens), config)
+            item, where = ask_in_leaf(item, query, masks, config)
             answers.append((where, tokens))
         return item, answers
     room = config.num_roots - len(item["input_ids"])
     # A name's place is behind it, so questions put in at later places do not move it.
     for query, tokens in sorted(questions, key=lambda question: -question[0].place):
-        size = len(query.prefix) + len(tokens)
+        size = len(query.prefix) + len(masks)
         if size > room:
             continue
         room -= size
-        item, where = ask_in_text(item, query, [mask] * len(tokens), config)
+        item, where = ask_in_text(item, query, masks, config)
         answers = [(where, tokens), *(((root + size, slot), words) for (root, slot), words in answers)]
     return item, answers

@@ -6,39 +6,39 @@ type's annotation stands neither in a window's text nor in a leaf. One type is a
     leaf    a leaf with the relation `has_type` or `returns` and masked words is hung on the name
     text    an annotation of mask tokens is put in its place in the text; any checkpoint can be asked so
 
-Candidates are the types of the training corpus, the classes that the file names outside its imports and hidden
-annotations, and the classes that other files of the project define (`--type-project-classes`), by themselves and in the
-forms of `CLASS_FORMS` (`--type-class-forms`); the baselines choose among the same ones. A candidate of n tokens is scored
-before n masks:
-
-    log P(n | relation) + sum_i log P(token_i | n masks),    P(n | relation) counted on the training corpus
+Candidates (`type_candidates`) are the types of the training corpus, the classes that the file names outside its imports and
+hidden annotations, and the classes and type aliases that other files of the project define (`--type-project-classes`), by
+themselves and in the forms that the training corpus makes of such names (`--type-class-forms`); the baselines choose among
+the same ones. How the checkpoint scores them is told in `type_scoring`.
 
 With `--type-steps` a copy of the checkpoint is first fine-tuned on the training corpus, likewise without its annotations
-(`type_fine_tuning`); the checkpoint as it is then stands beside it as `zero-shot`.
+(`type_fine_tuning`); the checkpoint as it is then stands beside it as `zero-shot`. With `--type-table` the scores are
+combined with what a table of the training corpus knows of the name (`type_ranker`); both alone stand beside it.
 """
 
-from collections import Counter, defaultdict
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import numpy as np
-import torch
+from transformers.utils import logging
 
 from ..chain_graphs.linking import LeafEncoder
-from ..chain_graphs.windows import WindowDataset
-from ..code_graph import Triple
-from ..code_graph.annotations import HiddenType, declared_types
-from ..code_graph.schema import RELATION_IDS, RETURNS
+from ..code_graph.schema import RETURNS
 from .base import Task, TaskContext, TaskResult
-from .queries import Query, ask_in_leaf, ask_in_text, labels_at
+from .type_candidates import Candidates, DeclaredTypes
 from .type_fine_tuning import TypeTuningSettings, fine_tune_types
 from .type_queries import find_queries, is_shown, read_files
+from .type_ranker import TypeRanker
+from .type_scoring import LEAF, TEXT, Questions, score_types
+
+logger = logging.get_logger(__name__)
 
 TOP = 5
 MAX_TOKENS = 7
-LEAF, TEXT = "asked in a leaf", "asked in the text"
-CLASS_FORMS = ("{} | None", "Optional[{}]", "list[{}]", "List[{}]", "type[{}]", "Type[{}]")
-"""What may be made of a class's name besides itself."""
+TABLE_TYPES = 800
+"""Hidden types that the weights of model and table are fitted on, at most."""
+TABLE_PROJECTS = 0.1
+"""Share of the training corpus's projects that they are taken from."""
 
 
 @dataclass
@@ -66,7 +66,15 @@ class TypePredictionOptions:
     type_class_forms: bool = field(
         default=True,
         metadata={
-            "help": "A class X of file or project is a candidate also as X | None, Optional[X], list[X], type[X]."
+            "help": "A name X of file or project is a candidate also in the forms that many projects of the training corpus "
+            "write: X | None, list[X] ..."
+        },
+    )
+    type_table: bool = field(
+        default=True,
+        metadata={
+            "help": "Judge candidates by the checkpoint together with a table of the training corpus's types, weighed on "
+            "a tenth of its projects, which fine-tuning leaves out; the checkpoint alone stands beside it."
         },
     )
     type_controls: bool = field(
@@ -96,6 +104,17 @@ class TypePredictionOptions:
                 raise ValueError(f"--{name.replace('_', '-')} must be at least {low}, got {value}")
         if self.type_learning_rate <= 0:
             raise ValueError(f"--type-learning-rate must be above 0, got {self.type_learning_rate}")
+
+    def candidates(self, declared: DeclaredTypes, context: TaskContext) -> Candidates:
+        """The candidates that a corpus gives."""
+        return Candidates(
+            declared,
+            LeafEncoder(context.tokenizer),
+            self.type_max_tokens,
+            self.type_min_count,
+            self.type_project_classes,
+            self.type_class_forms,
+        )
 
     def fine_tuning(self) -> TypeTuningSettings:
         """The settings of the fine-tuning."""
@@ -131,35 +150,50 @@ class TypePrediction(Task):
         chosen = [every[i] for i in context.sample(len(every), self.name)]
         windows, queries = find_queries(context, files, chosen)
         counts["asked"], counts["across_window_edge"] = len(queries), len(chosen) - len(queries)
-        candidates = Candidates(trained_types(context), LeafEncoder(context.tokenizer), options)
-        counts["candidates_from_training"] = len(candidates.types)
-        own = candidates.of_queries(queries)
+        declared = DeclaredTypes.of(context)
+        questions = Questions.of(windows, queries, options.candidates(declared, context))
         ways = [LEAF, TEXT] if context.use_graph else [TEXT]
         # A checkpoint that never learned to name tails is asked in the text first.
         if context.use_graph and context.config.mnm_target == "relation":
             ways.reverse()
-        ranks, details = {}, {}
+        left_out = _projects_left_out(context, declared) if options.type_table else []
+        details, name, model = {}, ways[0], None
         if options.type_steps:
-            model, losses, learned = fine_tune_types(context, ways[0] == LEAF, options.fine_tuning())
-            ranks[f"fine-tuned, {ways[0]}"] = rank_types(context, windows, queries, own, candidates, ways[0], model)
+            name = f"fine-tuned, {ways[0]}"
+            model, losses, learned = fine_tune_types(context, ways[0] == LEAF, options.fine_tuning(), left_out)
             counts |= learned
             parts = np.array_split(np.array(losses), min(10, len(losses)))
             details["fine_tuning_loss"] = [round(float(part.mean()), 4) for part in parts]
+        ranks, baselines = {}, questions.candidates.baselines(queries, questions.own)
+        by_end = model is not None
+        scores = score_types(context, questions, ways[0], model, by_end)
+        if left_out:
+            fitted_on = _questions_of_projects(context, declared, left_out, options)
+            counts["types_to_weigh_on"] = len(fitted_on.queries)
+            their_scores = score_types(context, fitted_on, ways[0], model, by_end)
+            both, alone = (TypeRanker.fit(fitted_on, their_scores, use_model) for use_model in (True, False))
+            ranks[f"{name}, with the table"] = questions.ranks(both.scores(questions, scores))
+            baselines["the table"] = questions.ranks(alone.scores(questions, scores))
+            details["weights"] = {
+                "projects": left_out,
+                **dict(zip(("model", *questions.candidates.FEATURES), both.weights.round(3).tolist(), strict=True)),
+            }
+        ranks[name] = questions.ranks(scores)
         for way in ways if options.type_controls else ways[:1]:
-            name = f"zero-shot, {way}" if options.type_steps else way
-            ranks[name] = rank_types(context, windows, queries, own, candidates, way)
+            zero_shot = f"zero-shot, {way}" if options.type_steps else way
+            if zero_shot not in ranks:
+                ranks[zero_shot] = questions.ranks(score_types(context, questions, way))
         main = next(iter(ranks))
         shown = [is_shown(context, windows[query.window], query.hidden.type) for query in queries]
-        groups = self._groups(queries, own, candidates, np.array(shown))
+        groups = self._groups(questions, np.array(shown))
         counts.update({"asked" + suffix: int(members.sum()) for suffix, members in groups.items() if suffix})
-        counts["candidates_per_query"] = round(float(np.mean([len(candidates.types) + len(names) for names in own])))
+        counts["candidates_from_training"] = len(questions.candidates.types)
+        counts["candidates_per_query"] = round(float(np.mean([len(values) for values in scores])))
         projects = np.array([query.project for query in queries])
         return TaskResult(
             figures=figures_of(ranks[main], groups),
             controls={name: figures_of(rank, groups) for name, rank in ranks.items() if name != main},
-            baselines={
-                name: figures_of(np.array(rank), groups) for name, rank in candidates.baselines(queries, own).items()
-            },
+            baselines={name: figures_of(np.array(rank), groups) for name, rank in baselines.items()},
             counts=counts,
             details={
                 "asked": main,
@@ -182,17 +216,11 @@ class TypePrediction(Task):
         )
 
     @staticmethod
-    def _groups(
-        queries: list[Query], own: list[dict], candidates: "Candidates", shown: np.ndarray
-    ) -> dict[str, np.ndarray]:
+    def _groups(questions: Questions, shown: np.ndarray) -> dict[str, np.ndarray]:
+        queries = questions.queries
         is_return = np.array([query.hidden.relation == RETURNS for query in queries])
-        seen = np.array([candidates.is_seen(query.hidden) for query in queries])
-        among = np.array(
-            [
-                query.hidden.type in candidates.types or query.hidden.type in names
-                for query, names in zip(queries, own, strict=True)
-            ]
-        )
+        seen = np.array([questions.candidates.is_seen(query.hidden) for query in queries])
+        among = np.array([place is not None for place in questions.right()])
         return {
             "": np.ones(len(queries), dtype=bool),
             "_parameter": ~is_return,
@@ -204,183 +232,29 @@ class TypePrediction(Task):
         }
 
 
-def trained_types(context: TaskContext) -> list[Triple]:
-    """The declared types of the training corpus's Python files."""
-    rows = context.training.rows.select_columns(["language", "code"])
-    types = []
-    for row in context.progress(rows, "counting types", total=len(rows)):
-        if row["language"] == "python":
-            types += declared_types(row["code"])
-    return types
-
-
-class Candidates:
-    """The types to choose from, and how often the training corpus gives each to which name.
-
-    Args:
-        declared: the training corpus's types.
-        encode: text to leaf tokens.
-        options: of the task.
-
-    Attributes:
-        types: text -> tokens, of the training corpus.
-        length_prior: by relation id, the log of the share of types with 1, 2, ... tokens.
-    """
-
-    def __init__(self, declared: list[Triple], encode: LeafEncoder, options: TypePredictionOptions):
-        self._encode, self._max_tokens = encode, options.type_max_tokens
-        self._project_classes = options.type_project_classes
-        self._forms = CLASS_FORMS if options.type_class_forms else ()
-        self._by_relation: dict[str, Counter] = defaultdict(Counter)
-        self._by_name: dict[tuple[str, str], Counter] = defaultdict(Counter)
-        total = Counter(triple.tail for triple in declared)
-        kept = (text for text, count in total.items() if count >= options.type_min_count)
-        self.types = {text: tokens for text in sorted(kept) if (tokens := self._tokens(text)) is not None}
-        lengths = defaultdict(lambda: np.ones(options.type_max_tokens))
-        for triple in declared:
-            if triple.tail in self.types:
-                self._by_relation[triple.relation][triple.tail] += 1
-                self._by_name[triple.relation, triple.head][triple.tail] += 1
-                lengths[RELATION_IDS[triple.relation]][len(self.types[triple.tail]) - 1] += 1
-        if not self.types:
-            raise ValueError(
-                "the training corpus writes no type often enough to be a candidate; lower --type-min-count or give a "
-                "corpus with annotations"
-            )
-        self.length_prior = defaultdict(
-            lambda: np.full(options.type_max_tokens, -np.log(options.type_max_tokens)),
-            {relation: np.log(count / count.sum()) for relation, count in lengths.items()},
+def _projects_left_out(context: TaskContext, declared: DeclaredTypes) -> list[str]:
+    """Projects of the training corpus that model and table do not learn from, so that they can be weighed there."""
+    annotated = sorted(project for project, found in declared.triples.items() if found)
+    if len(annotated) < 2:
+        logger.warning(
+            "--type-table: the table is weighed on other projects than it counts, but only one project of the training "
+            "corpus has annotations; the checkpoint is judged alone"
         )
-
-    def _tokens(self, text: str) -> list[int] | None:
-        tokens = self._encode(text)
-        return tokens if 1 <= len(tokens) <= self._max_tokens else None
-
-    def of_queries(self, queries: list[Query]) -> list[dict[str, list[int]]]:
-        """For each query the classes of its file and project, and their forms, that are no candidates already.
-
-        Returns:
-            Texts with their tokens: names of the file, of the project, then forms. Queries of one file share one dict.
-        """
-        known: dict[str, list[int] | None] = {}
-        by_file: dict[int, dict[str, list[int]]] = {}
-        for query in queries:
-            if query.file not in by_file:
-                names = list(
-                    dict.fromkeys([*query.classes, *(query.project_classes if self._project_classes else ())])
-                )
-                texts = [*names, *(form.format(name) for form in self._forms for name in names)]
-                for text in texts:
-                    if text not in known:
-                        known[text] = None if text in self.types else self._tokens(text)
-                by_file[query.file] = {text: known[text] for text in texts if known[text] is not None}
-        return [by_file[query.file] for query in queries]
-
-    def is_seen(self, hidden: HiddenType) -> bool:
-        """Whether the training corpus gives this parameter or function name a candidate type."""
-        return (hidden.relation, hidden.name) in self._by_name
-
-    def baselines(self, queries: list[Query], own: list[dict]) -> dict[str, list[int]]:
-        """Ranks of the hidden types under each baseline; a type that it does not list has rank `len(types)` or more."""
-        ranks: dict[str, list[int]] = {
-            "majority": [],
-            "frequency for the name": [],
-            "class of the name, else frequency": [],
-        }
-        common = {relation: _most_common(counts) for relation, counts in self._by_relation.items()}
-        for query, names in zip(queries, own, strict=True):
-            hidden = query.hidden
-            majority = common.get(hidden.relation, [])
-            by_name = _most_common(self._by_name.get((hidden.relation, hidden.name), Counter()))
-            plain = hidden.name.replace("_", "").lower()
-            named = [text for text in (*query.classes, *names, *self.types) if text.lower() == plain]
-            named = [text for text in named if text in names or text in self.types]
-            for name, answers in zip(ranks, ([], by_name, [*named, *by_name]), strict=True):
-                answers = list(dict.fromkeys([*answers, *majority]))
-                found = hidden.type in answers
-                ranks[name].append(answers.index(hidden.type) if found else len(self.types) + len(names))
-        return ranks
+        return []
+    number = max(1, round(TABLE_PROJECTS * len(annotated)))
+    return [annotated[i] for i in context.sample(len(annotated), "projects to weigh on", number)]
 
 
-def _most_common(counts: Counter) -> list[str]:
-    return sorted(counts, key=lambda text: (-counts[text], text))
-
-
-def rank_types(
-    context: TaskContext,
-    windows: WindowDataset,
-    queries: list[Query],
-    own: list[dict],
-    candidates: Candidates,
-    way: str,
-    model: torch.nn.Module | None = None,
-) -> np.ndarray:
-    """Rank of each hidden type among its candidates, 0 for the first; their number where it is none of them.
-
-    Args:
-        context: the checkpoint.
-        windows: of the texts without annotations.
-        queries: what is asked.
-        own: for each query the file's candidates.
-        candidates: those of the training corpus.
-        way: `LEAF` or `TEXT`.
-        model: a fine-tuned copy of the checkpoint, in evaluation mode; default the checkpoint.
-
-    Returns:
-        int64 (queries,).
-    """
-    ask = ask_in_leaf if way == LEAF else ask_in_text
-    collator, mask = context.collator(), context.tokenizer.mask_token_id
-    # Of each query the scores of all candidates, a length and a source at a time, and that of the hidden type.
-    scores: list[list[np.ndarray]] = [[] for _ in queries]
-    truth = np.full(len(queries), np.nan)
-    lengths = windows.lengths[[query.window for query in queries]]
-    for size in range(1, candidates.length_prior[0].shape[0] + 1):
-        shared = _Table.of(candidates.types, size)
-        # Queries of a file share their candidates.
-        by_dict = {id(names): names for names in own}
-        by_dict = {key: _Table.of(names, size) for key, names in by_dict.items()}
-        for chosen in context.batches(lengths, f"{way}, {size} tokens"):
-            items, masks = zip(
-                *(ask(windows[queries[i].window], queries[i], [mask] * size, context.config) for i in chosen),
-                strict=True,
-            )
-            batch = collator(list(items))
-            # Which token a mask's label is does not matter, only where there is one.
-            batch["labels"] = labels_at(batch, [[(mask, [0] * size)] for mask in masks])
-            log_p = (
-                torch.log_softmax(context.predict(batch, model).logits.float(), dim=-1)
-                .cpu()
-                .view(len(chosen), size, -1)
-            )
-            for row, index in enumerate(chosen):
-                query = queries[index]
-                prior = candidates.length_prior[query.relation][size - 1]
-                for table in (shared, by_dict[id(own[index])]):
-                    values = log_p[row, torch.arange(size), table.tokens].sum(-1).numpy() + prior
-                    scores[index].append(values)
-                    if query.hidden.type in table.places:
-                        truth[index] = values[table.places[query.hidden.type]]
-    # Ties count against the model.
-    return np.array(
-        [
-            sum(map(len, parts)) if np.isnan(value) else sum(int((part >= value).sum()) for part in parts) - 1
-            for parts, value in zip(scores, truth, strict=True)
-        ]
-    )
-
-
-class _Table(NamedTuple):
-    """Candidates of one length: their places by text, and their tokens, int64 (candidates, length)."""
-
-    places: dict[str, int]
-    tokens: torch.Tensor
-
-    @classmethod
-    def of(cls, types: dict[str, list[int]], size: int) -> "_Table":
-        chosen = [text for text, tokens in types.items() if len(tokens) == size]
-        tokens = torch.tensor([types[text] for text in chosen], dtype=torch.int64).view(-1, size)
-        return cls({text: place for place, text in enumerate(chosen)}, tokens)
+def _questions_of_projects(
+    context: TaskContext, declared: DeclaredTypes, projects: list[str], options: TypePredictionOptions
+) -> Questions:
+    """Hidden types of some projects of the training corpus, with the candidates that its other projects give."""
+    rows = context.training.rows
+    rows = rows.select([i for i, project in enumerate(rows["project"]) if project in set(projects)])
+    files, _ = read_files(context, rows, "hiding types to weigh on")
+    every = [(number, hidden) for number, file in enumerate(files) for hidden in file.hidden]
+    chosen = [every[i] for i in context.sample(len(every), "types to weigh on", TABLE_TYPES)]
+    return Questions.of(*find_queries(context, files, chosen), options.candidates(declared.without(projects), context))
 
 
 def figures_of(rank: np.ndarray, groups: dict[str, np.ndarray]) -> dict[str, float]:

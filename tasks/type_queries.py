@@ -15,8 +15,11 @@ from ..code_graph.schema import IMPORTED_FROM, IMPORTS, INHERITS, INSTANTIATES, 
 from .base import TaskContext
 from .queries import Query
 
-_CLASS_NAME = re.compile(r"_?[A-Z]\w*")
+CLASS_NAME = re.compile(r"_?[A-Z]\w*")
 _CLASS = re.compile(r"^[ \t]*class[ \t]+(\w+)", re.MULTILINE)
+_ALIAS = re.compile(
+    r"^(?:type[ \t]+)?(_?[A-Z]\w*)(?:\[[^\]\n]*\])?[ \t]*(?::[ \t]*[\w.]*TypeAlias[ \t]*)?=[^=]", re.MULTILINE
+)
 
 
 @dataclass
@@ -27,7 +30,8 @@ class File:
         project: that it belongs to.
         text, graph: without annotations.
         hidden: the types that were taken out.
-        project_classes: names of classes that any file of the project defines, sorted; one list for all its files.
+        project_classes: names of classes and type aliases that any file of the project defines, sorted; one list for all
+            its files.
     """
 
     project: str
@@ -41,11 +45,20 @@ class File:
         """Names of classes in the text: defined there, instantiated, inherited from, or imported and used."""
         names = set(_CLASS.findall(self.text))
         for triple in self.graph.triples:
-            if triple.relation in (INSTANTIATES, INHERITS) and _CLASS_NAME.fullmatch(triple.tail):
+            if triple.relation in (INSTANTIATES, INHERITS) and CLASS_NAME.fullmatch(triple.tail):
                 names.add(triple.tail)
-            elif triple.is_use and triple.relation in (IMPORTED_FROM, IMPORTS) and _CLASS_NAME.fullmatch(triple.head):
+            elif triple.is_use and triple.relation in (IMPORTED_FROM, IMPORTS) and CLASS_NAME.fullmatch(triple.head):
                 names.add(triple.head)
         return sorted(names)
+
+
+def type_names(code: str) -> set[str]:
+    """Names of classes, and of type aliases and type variables: names with a capital that a module assigns.
+
+    >>> sorted(type_names("T = TypeVar('T')\\nclass Node:\\n    Leaf = int\\nx = Node()\\n"))
+    ['Node', 'T']
+    """
+    return {*_CLASS.findall(code), *_ALIAS.findall(code)}
 
 
 def read_files(context: TaskContext, rows, description: str) -> tuple[list[File], dict[str, int]]:
@@ -63,7 +76,7 @@ def read_files(context: TaskContext, rows, description: str) -> tuple[list[File]
         if row["language"] != "python":
             counts["files_in_other_languages"] += 1
             continue
-        classes[row["project"]].update(_CLASS.findall(row["code"]))
+        classes[row["project"]].update(type_names(row["code"]))
         try:
             text, hidden, graph = hide_annotations(row["code"])
         except ValueError:

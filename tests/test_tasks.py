@@ -321,7 +321,7 @@ def test_command_writes_a_report(capsys):
     assert report["tasks"]["relation_prediction"]["counts"]["windows"] == 10
     assert report["tasks"]["relation_prediction"]["options"]["relation_share"] == 0.5
     assert report["dataset"]["projects"] == ["delta", "gamma"] and len(report["dataset"]["fingerprint"]) == 16
-    assert report["training_dataset"]["splits"] == ["train"] and report["model"]["trained_on"] == ["alpha"]
+    assert report["training_dataset"]["splits"] == ["train"] and report["model"]["trained_on"] == ["alpha", "epsilon"]
     assert report["model"]["weights_sha256"] and report["environment"]["versions"]["torch"]
 
 

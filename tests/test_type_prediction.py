@@ -10,12 +10,16 @@ import torch
 from tiny import window
 from tiny_tasks import LEAVES, checkpoint, context, corpora
 
+import graphmert.tasks.type_candidates as type_candidates
 import graphmert.tasks.type_prediction as types
 from graphmert.code_graph import Triple, extract
 from graphmert.code_graph.annotations import HiddenType, hide_annotations, hide_in_graph
 from graphmert.tasks import run_task
 from graphmert.tasks.queries import Query, ask_in_leaf, ask_in_text, keep_facts, labels_at
+from graphmert.tasks.type_candidates import Candidates, DeclaredTypes, form_of
 from graphmert.tasks.type_fine_tuning import TEXT_ROOM, ask_all
+from graphmert.tasks.type_ranker import TypeRanker, fit_weights
+from graphmert.tasks.type_scoring import Questions
 
 SOURCE = """import os
 class Reader:
@@ -128,15 +132,21 @@ def test_several_questions_in_one_window():
     config = SimpleNamespace(leaves_per_root=4, num_roots=14)
     item = window([0, 21, 22, 23, 24, 2], FACTS)
     questions = [(query(head=(1, 1), place=2), [31, 32]), (query(head=(4, 1), place=5), [33])]
-    asked, answers = ask_all(item, questions, 4, config, in_leaf=True)
-    assert answers == [((1, 1), [31, 32]), ((4, 1), [33])]
-    assert facts_of(asked) == [FACTS[0], (1, 1, 5, 0, 0, 1, 1, [4, 4]), *FACTS[1:], (4, 1, 5, 0, 0, 4, 1, [4])]
-    asked, answers = ask_all(item, questions, 4, config, in_leaf=False)
-    assert asked["input_ids"].tolist() == [0, 21, 50, 4, 4, 22, 23, 24, 50, 4, 2]
-    assert answers == [((3, -1), [31, 32]), ((9, -1), [33])]
-    # Room for 3 tokens: the first question needs as many, but the last place comes first.
-    asked, answers = ask_all(item, questions, 4, SimpleNamespace(leaves_per_root=4, num_roots=9), in_leaf=False)
-    assert asked["input_ids"].tolist() == [0, 21, 22, 23, 24, 50, 4, 2] and answers == [((6, -1), [33])]
+    # As many masks for each; 99 stands behind a type that is shorter.
+    asked, answers = ask_all(item, questions, [4, 4], 99, config, in_leaf=True)
+    assert answers == [((1, 1), [31, 32]), ((4, 1), [33, 99])]
+    assert facts_of(asked) == [FACTS[0], (1, 1, 5, 0, 0, 1, 1, [4, 4]), *FACTS[1:], (4, 1, 5, 0, 0, 4, 1, [4, 4])]
+    assert ask_all(item, questions, [4] * 3, 99, config, in_leaf=True)[1] == [
+        ((1, 1), [31, 32, 99]),
+        ((4, 1), [33, 99]),
+    ]
+    asked, answers = ask_all(item, questions, [4, 4], 99, config, in_leaf=False)
+    assert asked["input_ids"].tolist() == [0, 21, 50, 4, 4, 22, 23, 24, 50, 4, 4, 2]
+    assert answers == [((3, -1), [31, 32]), ((9, -1), [33, 99])]
+    # Room for one question: the last place comes first.
+    small = SimpleNamespace(leaves_per_root=4, num_roots=11)
+    asked, answers = ask_all(item, questions, [4, 4], 99, small, in_leaf=False)
+    assert asked["input_ids"].tolist() == [0, 21, 22, 23, 24, 50, 4, 4, 2] and answers == [((6, -1), [33, 99])]
 
 
 @pytest.mark.parametrize("in_leaf", [True, False])
@@ -151,16 +161,19 @@ def test_labels_stand_at_the_masks_of_their_questions(in_leaf):
         # Each question has tokens of its own: one of them, or two.
         by_window.setdefault(item.window, []).append((item, [100 + number] * (1 + number % 2)))
     mask = opened.tokenizer.mask_token_id
-    asked = [ask_all(windows[n], questions, mask, opened.config, in_leaf) for n, questions in by_window.items()]
+    asked = [
+        ask_all(windows[n], questions, [mask] * 2, 99, opened.config, in_leaf) for n, questions in by_window.items()
+    ]
     batch = opened.collator()([item for item, _ in asked])
     labels = labels_at(batch, [answers for _, answers in asked])
-    assert ((labels >= 0) == (batch["input_ids"] == mask)).all()
+    assert ((labels >= 0) == (batch["input_ids"] == mask)).all() and (labels == 99).any()
     assert sum(len(answers) for _, answers in asked) > 0.8 * len(queries)
     for row, questions in enumerate(by_window.values()):
         for item, tokens in questions:
             at = (labels[row] == tokens[0]).nonzero()[:, 0]
             if in_leaf:
                 assert len(at) == len(tokens)
+                assert len(tokens) == 2 or labels[row, at[0] + 1] == 99
                 roots = batch["root_index"][row, at]
                 assert ((roots >= item.head[0]) & (roots < sum(item.head))).all()
                 assert (batch["relation_ids"][row, at] == item.relation).all()
@@ -194,12 +207,20 @@ def declared(name, type_, relation="has_type") -> Triple:
     return Triple(name, 0, 1, relation, type_, 0, 1)
 
 
-def candidates(max_tokens=2, **options) -> types.Candidates:
-    facts = [declared("path", "str")] * 3 + [declared("path", "Path")] * 2 + [declared("size", "int")] * 4
-    facts += [declared("x", "a b c")] * 2 + [declared("y", "rare")] + [declared("read", "str", "returns")] * 2
-    ids = {"str": [1], "Path": [2, 3], "int": [4], "a b c": [1, 2, 3], "Reader": [5], "rare": [6]}
-    options = types.TypePredictionOptions(max_tokens, 2, **options)
-    return types.Candidates(facts, lambda text: ids.get(text, [7]), options)
+FACTS_OF_TYPES = [
+    *[declared("path", "str")] * 3,
+    *[declared("path", "Path")] * 2,
+    *[declared("size", "int")] * 4,
+    *[declared("x", "a b c")] * 2,
+    declared("y", "rare"),
+    *[declared("read", "str", "returns")] * 2,
+]
+IDS = {"str": [1], "Path": [2, 3], "int": [4], "a b c": [1, 2, 3], "Reader": [5], "rare": [6], "Tree | None": [8, 9]}
+
+
+def candidates(max_tokens=2, extra=(), **options) -> Candidates:
+    found = DeclaredTypes({"p": FACTS_OF_TYPES, **dict(extra)}, {"p": set(), **{name: {"Node"} for name, _ in extra}})
+    return Candidates(found, lambda text: IDS.get(text, [7]), max_tokens, 2, **options)
 
 
 def test_candidates_and_baselines():
@@ -234,7 +255,7 @@ def test_classes_of_the_project_are_candidates_and_known_to_the_baselines():
     hidden = HiddenType("has_type", "_tree", "Tree", 0, 0, 0, ": ")
     here = Query(0, 0, "p", hidden, (1, 1), 2, [], 5, ["Reader", "str"], ["Reader", "Tree", "int"])
     elsewhere = replace(here, file=1, classes=[])
-    found = candidates(type_class_forms=False)
+    found = candidates()
     own = found.of_queries([here, here, elsewhere])
     # What is a candidate of the training corpus already is not told twice; a file's own classes come first.
     assert [list(names.items()) for names in own] == [
@@ -244,14 +265,87 @@ def test_classes_of_the_project_are_candidates_and_known_to_the_baselines():
     ]
     assert own[0] is own[1] is not own[2]
     assert found.baselines([here], own[:1])["class of the name, else frequency"] == [0]
-    without = candidates(type_project_classes=False, type_class_forms=False)
+    without = candidates(project_classes=False)
     own = without.of_queries([here, here, elsewhere])
     assert own == [{"Reader": [5]}, {"Reader": [5]}, {}]
     # 3 candidates of the training corpus and one of the file, none of them right.
     assert without.baselines([here], own[:1])["class of the name, else frequency"] == [4]
-    forms = candidates(type_project_classes=False).of_queries([replace(here, classes=["Node", "int"])])
-    assert list(forms[0])[:3] == ["Node", "Node | None", "int | None"]
-    assert {"Optional[Node]", "list[Node]", "type[int]"} <= set(forms[0]) and "int" not in forms[0]
+
+
+def test_forms_are_what_many_projects_make_of_their_own_names(monkeypatch):
+    assert form_of("dict[str, Node]", {"Node"}) == "dict[str, {}]" and form_of("a.Node", {"Node"}) is None
+    assert form_of("Node | Leaf", {"Node", "Leaf"}) is None and form_of("Node_", {"Node"}) is None
+    monkeypatch.setattr(type_candidates, "FORM_PROJECTS", 2)
+    monkeypatch.setattr(type_candidates, "FORM_COUNT", 3)
+    one = [
+        declared("x", "Node | None"),
+        declared("x", "list[Node]"),
+        declared("x", "list[Node]"),
+        declared("x", "Node"),
+    ]
+    extra = [("q", [*one, declared("x", "Maybe[Node]")]), ("r", [one[0], one[0], one[1], declared("x", "Maybe[int]")])]
+    found = candidates(extra=extra)
+    # Written three times each, in two projects; Maybe[Node] once; "Node" is a form of its own.
+    assert found.forms == ["list[{}]", "{} | None"]
+    asked = replace(query(), classes=["Tree"], project_classes=["int"])
+    assert list(found.of_queries([asked])[0].items()) == [
+        ("Tree", [7]),
+        ("list[Tree]", [7]),
+        ("list[int]", [7]),
+        ("Tree | None", [8, 9]),
+        ("int | None", [7]),
+    ]
+    assert candidates(extra=extra, class_forms=False).of_queries([asked]) == [{"Tree": [7]}]
+    few = DeclaredTypes(dict(extra), {"q": {"Node"}, "r": {"Node"}}).without(["r"])
+    assert list(few.triples) == ["q"] and few.forms()[1]["{} | None"] == 1
+
+
+def test_what_is_known_before_code_is_read():
+    found = candidates()
+    asked = replace(query(), hidden=HiddenType("has_type", "path", "Tree", 0, 0, 0, ": "))
+    asked = replace(asked, classes=["Tree"], project_classes=["Node", "Tree"])
+    (known,) = found.features([asked], found.of_queries([asked]))
+    texts = ["Path", "int", "str", "Tree", "Node"]
+    assert known.shape == (5, len(Candidates.FEATURES)) and known.dtype == np.float32
+    rows = dict(zip(texts, known.tolist(), strict=True))
+    # Of 12 parameters 4 are int, 3 str, 2 Path, and a share of 0.1 for each candidate.
+    base = np.array([2.1, 4.1, 3.1]) / (12 + 0.3 + 1)
+    for _ in ("word", "name"):
+        base = (np.array([2, 0, 3]) + 2 * base) / 7
+    np.testing.assert_allclose(known[:3, 0], np.log(base), rtol=1e-5)
+    # Nobody writes a name of its own project: 0.1 of 13, for one of two names.
+    np.testing.assert_allclose(known[3:, 0], np.log(0.1 / 13 / 2), rtol=1e-5)
+    assert [rows[text][1:4] for text in texts] == [[0, 0, 0], [1, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]]
+    assert [row[4] for row in known] == [1, 0, 0, 0, 0]
+
+
+def test_weights_are_those_that_made_the_data():
+    rng = np.random.default_rng(0)
+    features = [rng.normal(size=(rng.integers(3, 9), 2)) for _ in range(4000)]
+    truth = np.array([1.5, -0.7])
+    right = [int(np.argmax(found @ truth + rng.gumbel(size=len(found)))) for found in features]
+    np.testing.assert_allclose(fit_weights(features, right), truth, atol=0.1)
+    with pytest.raises(ValueError, match="no hidden type to fit weights on"):
+        fit_weights([], [])
+
+
+def test_a_ranker_without_the_model_does_not_see_it():
+    found = candidates()
+    asked = [
+        replace(query(), hidden=HiddenType("has_type", name, "str", 0, 0, 0, ": ")) for name in ("path", "q", "z")
+    ]
+    questions = Questions(None, asked, found, found.of_queries(asked))
+    rng = np.random.default_rng(0)
+    scores = [rng.normal(size=3) for _ in asked]
+    table = TypeRanker.fit(questions, scores, use_model=False)
+    first, second = table.scores(questions, scores), table.scores(questions, [-values for values in scores])
+    assert all((a == b).all() for a, b in zip(first, second, strict=True))
+    # Where the model is always right and the table not, the model counts.
+    knowing = [np.array([0.0, 0.0, 9.0]) for _ in asked]
+    both = TypeRanker.fit(questions, knowing)
+    assert both.weights[0] > 0.5 and (questions.ranks(both.scores(questions, knowing)) == 0).all()
+    expected = knowing[1] * both.weights[0] + list(questions.known())[1] @ both.weights[1:]
+    np.testing.assert_allclose(both.scores(questions, knowing)[1], expected)
 
 
 def test_files_know_the_classes_of_their_project_alone():
@@ -260,42 +354,46 @@ def test_files_know_the_classes_of_their_project_alone():
     rows = opened.test.rows
     for file in files:
         texts = [row["code"] for row in rows if row["project"] == file.project and row["language"] == "python"]
-        written = {name for text in texts for name in re.findall(r"^\s*class (\w+)", text, re.MULTILINE)}
+        found = [pair for text in texts for pair in re.findall(r"^\s*class (\w+)|^(_?[A-Z]\w*) = ", text, re.M)]
+        written = {name for pair in found for name in pair if name}
         assert file.project_classes == sorted(written)
     assert any(file.project_classes for file in files)
     _, queries = types.find_queries(opened, files, [(0, hidden) for hidden in files[0].hidden])
     assert queries and all(query.project_classes is files[0].project_classes for query in queries)
 
 
+@pytest.mark.parametrize("by_end", [False, True])
 @pytest.mark.parametrize("way", [types.LEAF, types.TEXT])
-def test_ranks_against_a_naive_loop(way, monkeypatch):
+def test_ranks_against_a_naive_loop(way, by_end, monkeypatch):
     opened = context(max_examples=20)
     files, _ = types.read_files(opened, opened.test.rows, "hiding types")
     windows, queries = types.find_queries(opened, files, [(0, hidden) for hidden in files[0].hidden[:4]])
-    options = types.TypePredictionOptions(2, 1)
-    chosen = types.Candidates(types.trained_types(opened), types.LeafEncoder(opened.tokenizer), options)
+    chosen = Candidates(DeclaredTypes.of(opened), types.LeafEncoder(opened.tokenizer), 2, 1)
     # One of the hidden types is a class of the file and not of the training corpus.
     moved = next(item.hidden.type for item in queries if item.hidden.type in chosen.types)
     classes = {moved: chosen.types.pop(moved)}
     own = [{**names, **classes} for names in chosen.of_queries(queries)]
     # A candidate with the same tokens is a tie, which counts against the model.
     tied = [{**names, "Twin": classes[moved]} for names in own]
-    ranks = types.rank_types(opened, windows, queries, tied, chosen, way)
-    mask = opened.tokenizer.mask_token_id
+    asked = Questions(windows, queries, chosen, tied)
+    ranks = asked.ranks(types.score_types(opened, asked, way, by_end=by_end))
+    mask, end = opened.tokenizer.mask_token_id, opened.tokenizer.sep_token_id
     for item, names, rank in zip(queries, tied, ranks, strict=True):
         scores = {}
         for size in (1, 2):
             ask = ask_in_leaf if way == types.LEAF else ask_in_text
-            asked, _ = ask(windows[item.window], item, [mask] * size, opened.config)
-            batch = opened.collator()([asked])
+            masks = 2 if by_end else size
+            question, _ = ask(windows[item.window], item, [mask] * masks, opened.config)
+            batch = opened.collator()([question])
             with torch.no_grad():
                 logits = opened.model()(**opened.inputs(batch)).logits[0].log_softmax(-1)
             at = (batch["input_ids"][0] == mask).nonzero()[:, 0].tolist()
-            assert len(at) == size
+            assert len(at) == masks
             for text, tokens in {**chosen.types, **names}.items():
                 if len(tokens) == size:
-                    score = sum(float(logits[column, token]) for column, token in zip(at, tokens, strict=True))
-                    scores[text] = score + chosen.length_prior[item.relation][size - 1]
+                    told = [*tokens, end][:2] if by_end else tokens
+                    score = sum(float(logits[column, token]) for column, token in zip(at, told, strict=True))
+                    scores[text] = score + (0 if by_end else chosen.length_prior[item.relation][size - 1])
         better = (
             sum(value >= scores[item.hidden.type] for value in scores.values()) - 1
             if item.hidden.type in scores
@@ -310,16 +408,27 @@ def test_ranks_against_a_naive_loop(way, monkeypatch):
         for row, item in enumerate(order[: len(batch["labels"])]):
             tokens = {**chosen.types, **own[item]}.get(queries[item].hidden.type, [])
             size = int((batch["labels"][row] == 0).sum())
+            tokens = [*tokens, end][:size] if by_end else tokens
             for place, token in enumerate(tokens if len(tokens) == size else []):
                 logits[row * size + place, token] = 50.0
         return SimpleNamespace(logits=logits)
 
     order = np.argsort(-windows.lengths[[item.window for item in queries]], kind="stable").tolist()
     monkeypatch.setattr(opened, "predict", knowing)
+    asked = replace(asked, own=own)
     for item, names, rank in zip(
-        queries, own, types.rank_types(opened, windows, queries, own, chosen, way), strict=True
+        queries, own, asked.ranks(types.score_types(opened, asked, way, by_end=by_end)), strict=True
     ):
         assert (rank == 0) == (item.hidden.type in {**chosen.types, **names})
+
+
+def test_one_project_is_too_few_to_weigh_a_table_on(caplog):
+    opened = context()
+    one = DeclaredTypes({"p": FACTS_OF_TYPES, "q": []}, {})
+    assert types._projects_left_out(opened, one) == []
+    assert "only one project of the training corpus" in caplog.text
+    two = DeclaredTypes({"p": FACTS_OF_TYPES, "q": FACTS_OF_TYPES}, {})
+    assert len(types._projects_left_out(opened, two)) == 1
 
 
 def test_the_task_on_checkpoints_with_and_without_leaves(tmp_path):
@@ -339,13 +448,22 @@ def test_the_task_on_checkpoints_with_and_without_leaves(tmp_path):
         **options,
     )
     tuned = run_task("type_prediction", checkpoint(), corpora()[1], type_steps=2, type_files=3, **options)
-    names = {f"zero-shot, {types.LEAF}", f"zero-shot, {types.TEXT}"}
-    assert tuned["details"]["asked"] == f"fine-tuned, {types.LEAF}" and set(tuned["controls"]) == names
-    assert tuned["controls"][f"zero-shot, {types.LEAF}"] == both["figures"]
+    name = f"fine-tuned, {types.LEAF}"
+    assert tuned["details"]["asked"] == f"{name}, with the table"
+    assert set(tuned["controls"]) == {name, f"zero-shot, {types.LEAF}", f"zero-shot, {types.TEXT}"}
+    assert tuned["controls"][f"zero-shot, {types.LEAF}"] == both["controls"][types.LEAF]
     assert tuned["controls"][f"zero-shot, {types.TEXT}"] == both["controls"][types.TEXT]
     assert tuned["baselines"] == both["baselines"] and 0 < tuned["counts"]["files_to_learn_from"] <= 3
-    assert both["details"]["asked"] == types.LEAF and set(both["controls"]) == {types.TEXT}
-    assert off["details"]["asked"] == types.TEXT and off["controls"] == {}
+    # Only the other of the two projects is learned from.
+    assert tuned["details"]["weights"]["projects"] == both["details"]["weights"]["projects"] != []
+    assert both["details"]["asked"] == f"{types.LEAF}, with the table" and set(both["controls"]) == {
+        types.LEAF,
+        types.TEXT,
+    }
+    assert off["details"]["asked"] == f"{types.TEXT}, with the table" and set(off["controls"]) == {types.TEXT}
+    alone = run_task("type_prediction", checkpoint(), corpora()[1], type_table=False, type_controls=False, **options)
+    assert alone["figures"] == both["controls"][types.LEAF] and alone["controls"] == {}
+    assert set(both["baselines"]) - set(alone["baselines"]) == {"the table"} and "weights" not in alone["details"]
     for name, figures in off["baselines"].items():
         assert figures["top1"] == both["baselines"][name]["top1"]
     assert both["counts"]["asked"] == off["counts"]["asked"] <= 12

@@ -18,7 +18,8 @@ from graphmert.tasks.base import TaskArguments, TaskContext
 
 ROOT = Path(__file__).resolve().parent.parent
 TRAINING = {
-    "alpha": ["code_graph/graph.py", "code_graph/scopes.py", "code_graph/syntax.py"],
+    "alpha": ["code_graph/graph.py", "code_graph/scopes.py"],
+    "epsilon": ["code_graph/syntax.py"],
     "beta": ["run_summary.py"],
 }
 HELD_OUT = {

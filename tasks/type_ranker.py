@@ -1,0 +1,82 @@
+"""Model and table together: a conditional logit over the candidates of a hidden type.
+
+    log p(candidate) = sum_k w_k f_k(candidate) + const,    f = (score of the model, what is known before code is read)
+
+The few weights w are fitted by maximum likelihood on hidden types of projects that neither the fine-tuning nor the table has
+seen, as those of the test.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from .type_scoring import Questions
+
+_PULL = 1e-3
+
+
+def fit_weights(features: Sequence[np.ndarray], right: Sequence[int]) -> np.ndarray:
+    """Weights of greatest likelihood, slightly pulled towards 0.
+
+    Args:
+        features: for each question float (candidates, K).
+        right: for each question the place of the right candidate.
+
+    Returns:
+        float64 (K,).
+
+    Raises:
+        ValueError: no question.
+    """
+    from scipy.optimize import minimize
+
+    if not len(features):
+        raise ValueError("no hidden type to fit weights on is among its candidates")
+
+    def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
+        value, slope = 0.0, np.zeros(len(weights))
+        for found, place in zip(features, right, strict=True):
+            logits = found @ weights
+            highest = logits.max()
+            shares = np.exp(logits - highest)
+            total = shares.sum()
+            value += highest + np.log(total) - logits[place]
+            slope += shares @ found / total - found[place]
+        pull = _PULL * weights
+        return value / len(features) + float(pull @ weights), slope / len(features) + 2 * pull
+
+    start = np.zeros(features[0].shape[1])
+    return minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": 200}).x
+
+
+class TypeRanker:
+    """Weights of the model and of what is known before code is read.
+
+    Args:
+        weights: float (K,), the model's first where it takes part.
+        use_model: whether it does.
+    """
+
+    def __init__(self, weights: np.ndarray, use_model: bool):
+        self.weights, self.use_model = weights, use_model
+
+    @classmethod
+    def fit(cls, questions: Questions, scores: list[np.ndarray], use_model: bool = True) -> "TypeRanker":
+        """Fit on hidden types that are among their candidates.
+
+        Args:
+            questions: of projects that neither model nor table has seen.
+            scores: of the model (`score_types`).
+            use_model: False for the table alone.
+        """
+        features, right = [], []
+        for values, known, place in zip(scores, questions.known(), questions.right(), strict=True):
+            if place is not None:
+                features.append(np.column_stack([values, known]) if use_model else known)
+                right.append(place)
+        return cls(fit_weights(features, right), use_model)
+
+    def scores(self, questions: Questions, scores: list[np.ndarray]) -> list[np.ndarray]:
+        """Scores of model and table together, for each query float (candidates,)."""
+        first, rest = (self.weights[:1], self.weights[1:]) if self.use_model else (np.zeros(1), self.weights)
+        return [values * first[0] + known @ rest for values, known in zip(scores, questions.known(), strict=True)]
