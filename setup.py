@@ -62,6 +62,7 @@ setup(
         "tree-sitter-php>=0.24",
         "scikit-learn>=1.5",
         "scipy>=1.13",
+        "pandas>=2.2",
         "bm25s>=0.2.7",
         "matplotlib>=3.9",
         "pyyaml>=6.0",

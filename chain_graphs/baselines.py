@@ -4,14 +4,17 @@ A model's figure means little without these beside it. Every lookup is told what
 anchor, the masked text), counts on the training windows and backs off from its most specific key to the majority.
 """
 
-from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 from sklearn.metrics import accuracy_score, f1_score
 from tqdm.auto import tqdm
 
 from .windows import WindowDataset
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 RELATION_BASELINES: dict[str, tuple[tuple[str, ...], ...]] = {
     "majority": ((),),
@@ -34,24 +37,66 @@ def _batches(windows: WindowDataset, collator, batch_size: int, description: str
         yield {name: tensor.numpy() for name, tensor in collator.as_compact()(examples).items()}
 
 
-def _facts_of(
-    batch: dict[str, np.ndarray], targets: np.ndarray, relations: np.ndarray
-) -> Iterator[tuple[dict, int, int]]:
-    """(features, relation, whether the leaf stands in the window) of the facts whose first leaves `targets` (B, N) marks."""
-    ids = batch["input_ids"]
-    visible = batch.get("leaf_in_window", np.zeros_like(ids))
-    for row, column in zip(*np.nonzero(targets), strict=True):
-        start, length = batch["head_start"][row, column], batch["head_length"][row, column]
-        text, end = ids[row], start + length
-        features = {
-            "reversed": int(batch["relation_reversed"][row, column]),
-            "tail": int(text[column]),
-            "head": tuple(text[start:end].tolist()),
-            "before": int(text[start - 1]),
-            "before2": int(text[start - 2]) if start > 1 else -1,
-            "after": int(text[end]),
-        }
-        yield features, int(relations[row, column]), int(visible[row, column])
+def _columns(ids: np.ndarray, heads: np.ndarray, is_reversed: np.ndarray, tails: np.ndarray) -> dict[str, np.ndarray]:
+    """What the lookups are told of some facts of one window.
+
+    Args:
+        ids: of the window, int64; roots first.
+        heads: (facts, 2), the heads' first roots and numbers of roots.
+        is_reversed: (facts,), the direction of the anchor.
+        tails: (facts,), the first tokens of the leaves.
+    """
+    start, end = heads[:, 0], heads.sum(axis=1)
+    words = np.empty(len(heads), dtype=object)
+    words[:] = [ids[low:high].tobytes() for low, high in zip(start, end, strict=True)]
+    return {
+        "reversed": is_reversed,
+        "tail": tails,
+        "head": words,
+        "before": ids[start - 1],
+        "before2": np.where(start > 1, ids[np.maximum(start - 2, 0)], -1),
+        "after": ids[end],
+    }
+
+
+def facts_table(windows: Iterable[dict], total: int) -> "pd.DataFrame":
+    """All facts of some windows: what `RELATION_BASELINES` look up, and `relation`.
+
+    Args:
+        windows: items of a `WindowDataset`.
+        total: their number.
+    """
+    parts = []
+    for item in tqdm(windows, desc="counting relations", total=total, leave=False, disable=None):
+        first = np.cumsum(item["leaf_length"]) - item["leaf_length"]
+        heads = np.stack([item["head_start"], item["head_length"]], axis=1).astype(np.int64)
+        columns = _columns(
+            item["input_ids"].astype(np.int64), heads, item["reversed"], item["leaf_ids"][first.astype(np.int64)]
+        )
+        parts.append({**columns, "relation": item["relation"]})
+    return table_of(parts)
+
+
+def table_of(parts: list[dict[str, np.ndarray]]) -> "pd.DataFrame":
+    """One table of parts with the same columns."""
+    import pandas as pd
+
+    return pd.DataFrame({name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
+
+
+def _asked(windows: WindowDataset, collator, batch_size: int) -> "pd.DataFrame":
+    """The relations that `collator` hides: what is looked up, `relation`, and `visible` (the leaf stands in the window)."""
+    parts = []
+    for batch in _batches(windows, collator, batch_size, "scoring lookups"):
+        shown = batch.get("leaf_in_window", np.zeros_like(batch["input_ids"]))
+        for row, at in enumerate(batch["relation_labels"] >= 0):
+            values = {name: batch[name][row, at] for name in ("head_start", "head_length", "relation_reversed")}
+            heads = np.stack([values["head_start"], values["head_length"]], axis=1)
+            columns = _columns(
+                batch["input_ids"][row], heads, values["relation_reversed"], batch["input_ids"][row, at]
+            )
+            parts.append({**columns, "relation": batch["relation_labels"][row, at], "visible": shown[row, at]})
+    return table_of(parts)
 
 
 def relation_baselines(
@@ -70,39 +115,63 @@ def relation_baselines(
         both again with `_visible` and `_invisible` for leaves whose text stands in the window or not (absent without
         targets of that kind), and `num_relations_masked`.
     """
-    tables: dict[tuple[str, ...], dict[tuple, Counter]] = {
-        key: defaultdict(Counter) for keys in RELATION_BASELINES.values() for key in keys
-    }
-    for batch in _batches(train_windows, collator.without_masking(), batch_size, "counting relations"):
-        relations = batch["relation_ids"]
-        first_leaves = (relations >= 0) & (batch["fact_place"] == 0)
-        for features, relation, _ in _facts_of(batch, first_leaves, relations):
-            for key, table in tables.items():
-                table[tuple(features[name] for name in key)][relation] += 1
-    answers = {
-        key: {
-            entry: min(counts, key=lambda relation: (-counts[relation], relation)) for entry, counts in table.items()
-        }
-        for key, table in tables.items()
-    }
-
-    gold, shown, predictions = [], [], {name: [] for name in RELATION_BASELINES}
-    for batch in _batches(eval_windows, collator, batch_size, "scoring lookups"):
-        labels = batch["relation_labels"]
-        for features, relation, visible in _facts_of(batch, labels >= 0, labels):
-            gold.append(relation)
-            shown.append(visible)
-            for name, keys in RELATION_BASELINES.items():
-                predictions[name].append(_look_up(answers, keys, features))
-    return {name: relation_scores(gold, predicted, shown) for name, predicted in predictions.items()}
+    counted = facts_table((train_windows[i] for i in range(len(train_windows))), len(train_windows))
+    return score_lookups(RELATION_BASELINES, counted, _asked(eval_windows, collator, batch_size))
 
 
-def _look_up(answers: dict, keys: tuple[tuple[str, ...], ...], features: dict) -> int:
-    for key in keys:
-        answer = answers[key].get(tuple(features[name] for name in key))
-        if answer is not None:
-            return answer
-    return 0
+def score_lookups(
+    lookups: dict[str, tuple[tuple[str, ...], ...]], counted: "pd.DataFrame", asked: "pd.DataFrame"
+) -> dict[str, dict[str, float]]:
+    """Score lookups: each gives the most frequent relation of its most specific key that was counted.
+
+    Args:
+        lookups: by name the keys, columns of both tables, from the most specific to the one it falls back to last.
+        counted: the facts that are counted, with `relation`.
+        asked: the facts that are asked for, with `relation` and `visible`.
+
+    Returns:
+        As `relation_baselines`.
+    """
+    keys = dict.fromkeys(key for found in lookups.values() for key in found)
+    answers = {key: most_frequent(counted, key, asked) for key in keys}
+    gold, visible = asked["relation"].tolist(), asked["visible"].tolist()
+    scores = {}
+    for name, found in lookups.items():
+        predicted = np.full(len(asked), -1)
+        for key in found:
+            predicted = np.where(predicted < 0, answers[key], predicted)
+        scores[name] = relation_scores(gold, np.maximum(predicted, 0).tolist(), visible)
+    return scores
+
+
+def most_frequent(counted: "pd.DataFrame", key: tuple[str, ...], asked: "pd.DataFrame") -> np.ndarray:
+    """The most frequent relation of the facts that agree with each asked one in a key's columns; the smaller id of two.
+
+    Args:
+        counted: with `relation`.
+        key: columns; none: of all facts.
+        asked: the facts to look up.
+
+    Returns:
+        int64 (asked,), -1 where no counted fact agrees.
+    """
+    found = by_frequency(counted, key, "relation")
+    if not key:
+        return np.full(len(asked), found["relation"].iloc[0] if len(found) else -1)
+    columns = list(key)
+    answers = asked[columns].merge(found.drop_duplicates(columns), on=columns, how="left")
+    return answers["relation"].fillna(-1).to_numpy(dtype=np.int64)
+
+
+def by_frequency(counted: "pd.DataFrame", key: tuple[str, ...], target: str) -> "pd.DataFrame":
+    """The targets that were counted with each value of a key's columns, the most frequent first, the smaller of two.
+
+    Returns:
+        The columns of the key and the target.
+    """
+    columns = [*key, target]
+    found = counted.groupby(columns, sort=False).size().rename("count").reset_index()
+    return found.sort_values(["count", target], ascending=[False, True])[columns]
 
 
 def relation_scores(gold: list[int], predicted: list[int], visible: list[int]) -> dict[str, float]:

@@ -4,25 +4,28 @@ Both are told the tokens around the head, the tail and the other relations of th
 order. What the order adds is a leak: nothing about a fact should lie in where its leaf stands among its neighbours.
 """
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator
 
 import numpy as np
+import pandas as pd
 
-from ..chain_graphs.baselines import relation_scores
+from ..chain_graphs.baselines import score_lookups
 from .base import TaskContext
 
+_COLUMNS = ("reversed", "before", "after", "tail", "others", "order", "relation", "visible")
+_TEXT = ("reversed", "before", "after")
 NEIGHBOURS = {
-    "the set of the root's other relations": (("text", "tail", "others"), ("text", "tail"), ("text", "others")),
+    "the set of the root's other relations": ((*_TEXT, "tail", "others"), (*_TEXT, "tail"), (*_TEXT, "others")),
     "the root's other relations in order": (
-        ("text", "tail", "order"),
-        ("text", "tail", "others"),
-        ("text", "tail"),
-        ("text", "order"),
-        ("text", "others"),
+        (*_TEXT, "tail", "order"),
+        (*_TEXT, "tail", "others"),
+        (*_TEXT, "tail"),
+        (*_TEXT, "order"),
+        (*_TEXT, "others"),
     ),
 }
-_LAST = (("text",), ("reversed",), ())
+_LAST = (_TEXT, ("reversed",), ())
 
 
 def neighbour_lookups(context: TaskContext, train_windows, eval_windows, collator) -> dict[str, dict[str, float]]:
@@ -37,8 +40,7 @@ def neighbour_lookups(context: TaskContext, train_windows, eval_windows, collato
     Returns:
         As `baselines.relation_baselines`.
     """
-    lookups = {name: (*keys, *_LAST) for name, keys in NEIGHBOURS.items()}
-    tables = {key: defaultdict(Counter) for keys in lookups.values() for key in keys}
+    counted = []
     for item in context.progress(train_windows, "counting neighbours", total=len(train_windows)):
         first = np.cumsum(item["leaf_length"]) - item["leaf_length"]
         facts = np.stack(
@@ -54,33 +56,25 @@ def neighbour_lookups(context: TaskContext, train_windows, eval_windows, collato
             ],
             axis=1,
         )
-        for features, relation, _ in _facts(item["input_ids"], facts):
-            for key, table in tables.items():
-                table[tuple(features[name] for name in key)][relation] += 1
-    answers = {
-        key: {entry: min(counts, key=lambda r, counts=counts: (-counts[r], r)) for entry, counts in table.items()}
-        for key, table in tables.items()
-    }
-    gold, visible, predicted = [], [], {name: [] for name in lookups}
+        counted += _facts(item["input_ids"], facts)
+    asked = []
     for indices in context.batches(eval_windows.lengths, "scoring neighbours"):
         batch = {name: value.numpy() for name, value in collator([eval_windows[int(i)] for i in indices]).items()}
         for row in range(len(indices)):
             at = (batch["leaf_index"][row] >= 0) & (batch["attention_mask"][row] > 0) & (batch["fact_place"][row] == 0)
             names = ("root_index", "relation_ids", "relation_labels", "relation_reversed", "head_start", "head_length")
             columns = [batch[name][row, at] for name in (*names, "input_ids", "leaf_in_window")]
-            for features, relation, is_visible in _facts(batch["input_ids"][row], np.stack(columns, axis=1)):
-                if relation < 0:
-                    continue
-                gold.append(relation)
-                visible.append(is_visible)
-                for name, keys in lookups.items():
-                    entries = ((key, tuple(features[part] for part in key)) for key in keys)
-                    predicted[name].append(next(answers[k][e] for k, e in entries if e in answers[k]))
-    return {name: relation_scores(gold, guesses, visible) for name, guesses in predicted.items()}
+            asked += [
+                fact
+                for fact in _facts(batch["input_ids"][row], np.stack(columns, axis=1))
+                if fact[_COLUMNS.index("relation")] >= 0
+            ]
+    lookups = {name: (*keys, *_LAST) for name, keys in NEIGHBOURS.items()}
+    return score_lookups(lookups, pd.DataFrame(counted, columns=_COLUMNS), pd.DataFrame(asked, columns=_COLUMNS))
 
 
-def _facts(ids: np.ndarray, facts: np.ndarray) -> Iterator[tuple[dict, int, int]]:
-    """(features, relation, visible) of the facts of a window.
+def _facts(ids: np.ndarray, facts: np.ndarray) -> Iterator[tuple]:
+    """`_COLUMNS` of the facts of a window.
 
     Args:
         ids: of the window; roots first.
@@ -96,11 +90,5 @@ def _facts(ids: np.ndarray, facts: np.ndarray) -> Iterator[tuple[dict, int, int]
         for place, number in enumerate(members):
             _, _, relation, is_reversed, start, length, tail, visible = rows[number]
             before, after = shown[:place], shown[place + 1 :]
-            features = {
-                "reversed": is_reversed,
-                "text": (is_reversed, ids[start - 1], ids[start + length]),
-                "tail": tail,
-                "others": tuple(sorted(before + after)),
-                "order": (tuple(before), tuple(after)),
-            }
-            yield features, relation, visible
+            others, order = str(sorted(before + after)), f"{before}{after}"
+            yield is_reversed, ids[start - 1], ids[start + length], tail, others, order, relation, visible

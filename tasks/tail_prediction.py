@@ -8,30 +8,35 @@ tokens are predicted at once, in one forward pass. Tails are told apart by where
     no_copy     moreover the leaf's first word stands nowhere in the text nor in another leaf that is shown
 """
 
-from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import ClassVar
 
 import numpy as np
+import pandas as pd
 import torch
 
+from ..chain_graphs.baselines import by_frequency, table_of
 from ..chain_graphs.windows import WindowDataset, canonical_ids
 from .base import NotApplicable, Task, TaskContext, TaskResult
 
+_RELATION = ("relation", "reversed")
 LOOKUPS: dict[str, tuple[tuple[str, ...], ...]] = {
     "majority": (("length",), ()),
-    "relation": (("relation", "length"), ("relation",), ("length",), ()),
+    "relation": ((*_RELATION, "length"), _RELATION, ("length",), ()),
     "relation and head": (
-        ("relation", "head", "length"),
-        ("relation", "head"),
-        ("relation", "length"),
-        ("relation",),
+        (*_RELATION, "head", "length"),
+        (*_RELATION, "head"),
+        (*_RELATION, "length"),
+        _RELATION,
         (),
     ),
 }
-"""Each lookup's keys, from the most specific to the one it falls back to last; `relation` includes the direction."""
+"""Each lookup's keys, from the most specific to the one it falls back to last."""
+_COLUMNS = (*_RELATION, "head", "length", "first", "tail")
+# Big-endian, so that bytes are in the order of their tokens.
+_TOKEN = ">i8"
 TOP = 5
 
 
@@ -54,18 +59,17 @@ class TailPrediction(Task):
         if not context.use_graph:
             raise NotApplicable("without leaves there is no tail to predict")
         windows = context.windows(context.test, context.arguments.max_examples)
-        tails, features = predict_tails(context, windows, options.tail_share)
+        tails, asked = predict_tails(context, windows, options.tail_share)
         groups = {
             "": np.ones_like(tails["visible"]),
             "_visible": tails["visible"],
             "_invisible": ~tails["visible"],
             "_no_copy": tails["no_copy"],
         }
-        lookups = Lookups(context.progress(context.windows(context.training), "counting tails"))
-        baselines = {}
-        for name in LOOKUPS:
-            rank, whole = zip(*(lookups.score(name, *fact) for fact in features), strict=True)
-            baselines[name] = figures_of(np.array(rank), np.array(whole), groups)
+        trained = context.windows(context.training)
+        counted = tails_table(context.progress(trained, "counting tails", total=len(trained)))
+        lookups = score_tail_lookups(counted, asked)
+        baselines = {name: figures_of(*found, groups) for name, found in lookups.items()}
         by_relation = {}
         for index, name in enumerate(context.config.relation_names):
             chosen = tails["relation"] == index
@@ -87,7 +91,9 @@ class TailPrediction(Task):
         )
 
 
-def predict_tails(context: TaskContext, windows: WindowDataset, share: float) -> tuple[dict[str, np.ndarray], list]:
+def predict_tails(
+    context: TaskContext, windows: WindowDataset, share: float
+) -> tuple[dict[str, np.ndarray], pd.DataFrame]:
     """Hide a share of the tails and predict them.
 
     Args:
@@ -98,7 +104,7 @@ def predict_tails(context: TaskContext, windows: WindowDataset, share: float) ->
     Returns:
         Arrays (tails,) in the order of windows and columns: `window`, `column`, `relation` int64; `visible`, `no_copy`;
         `first_rank`: other tokens that the model likes at least as well as the tail's first; `whole`: all tokens are the
-        model's first choice. And for each tail what a lookup is told, with the tail's tokens.
+        model's first choice. And the columns of `tails_table` of each tail.
 
     Raises:
         ValueError: not a single tail was hidden.
@@ -121,30 +127,22 @@ def predict_tails(context: TaskContext, windows: WindowDataset, share: float) ->
         for low, high in pairwise([*begins.tolist(), len(row)]):
             r, c = row[low], column[low]
             ids, tail = arrays["input_ids"][r], arrays["labels"][r, column[low:high]].tolist()
-            fact = facts_of_node(arrays, r, c, ids, high - low)
             shown = canonical[ids[arrays["attention_mask"][r] > 0]]
             visible = arrays["leaf_in_window"][r, c] > 0
             no_copy = not visible and canonical[tail[0]] not in shown
             relation = arrays["relation_ids"][r, c]
             rows.append((indices[r], c, relation, visible, no_copy, rank[low], right[low:high].all()))
-            features.append((fact, tuple(tail)))
+            start = arrays["head_start"][r, c]
+            head = ids[start : start + arrays["head_length"][r, c]].astype(_TOKEN).tobytes()
+            whole = np.array(tail, dtype=_TOKEN).tobytes()
+            features.append((relation, arrays["relation_reversed"][r, c], head, len(tail), tail[0], whole))
     if not rows:
         raise ValueError("no tail was hidden: the corpus has no facts, or too few windows were taken")
     order = sorted(range(len(rows)), key=lambda i: rows[i][:2])
     names = ("window", "column", "relation", "visible", "no_copy", "first_rank", "whole")
     columns = zip(*(rows[i] for i in order), strict=True)
     tails = {name: np.array(values) for name, values in zip(names, columns, strict=True)}
-    return tails, [features[i] for i in order]
-
-
-def facts_of_node(arrays: dict[str, np.ndarray], row: int, column: int, ids: np.ndarray, length: int) -> dict:
-    """What a lookup is told of a hidden tail: relation with direction, head tokens, length."""
-    start = arrays["head_start"][row, column]
-    return {
-        "relation": (int(arrays["relation_ids"][row, column]), int(arrays["relation_reversed"][row, column])),
-        "head": tuple(ids[start : start + arrays["head_length"][row, column]].tolist()),
-        "length": length,
-    }
+    return tails, pd.DataFrame([features[i] for i in order], columns=_COLUMNS)
 
 
 def figures_of(rank: np.ndarray, whole: np.ndarray, groups: dict[str, np.ndarray]) -> dict[str, float]:
@@ -158,64 +156,81 @@ def figures_of(rank: np.ndarray, whole: np.ndarray, groups: dict[str, np.ndarray
     return figures
 
 
-class Lookups:
-    """Counts of tails in training windows, by each key of `LOOKUPS`.
+def tails_table(windows: Iterable[dict]) -> pd.DataFrame:
+    """All facts of some windows, as lookups count them: what they are told, `first` and `tail`.
 
     Args:
         windows: items of a `WindowDataset` with leaves.
     """
-
-    def __init__(self, windows: Iterable[dict]):
-        keys = {key for lookup in LOOKUPS.values() for key in lookup}
-        first: dict[tuple, dict[tuple, Counter]] = {key: defaultdict(Counter) for key in keys}
-        tails: dict[tuple, dict[tuple, Counter]] = {key: defaultdict(Counter) for key in keys}
-        for item in windows:
-            ids, leaf_ids = item["input_ids"].tolist(), item["leaf_ids"].tolist()
-            names = ("relation", "reversed", "head_start", "head_length", "leaf_length")
-            position = 0
-            for relation, is_reversed, start, size, length in zip(
-                *(item[name].tolist() for name in names), strict=True
-            ):
-                tail = tuple(leaf_ids[position : position + length])
-                position += length
-                fact = {
-                    "relation": (relation, is_reversed),
-                    "head": tuple(ids[start : start + size]),
-                    "length": length,
-                }
-                for key in keys:
-                    entry = tuple(fact[name] for name in key)
-                    first[key][entry][tail[0]] += 1
-                    tails[key][entry][tail] += 1
-        # Ties go to the smaller token, so that no order of counting matters.
-        self._first = {
-            key: {
-                entry: sorted(counts, key=lambda token, counts=counts: (-counts[token], token))[:TOP]
-                for entry, counts in table.items()
+    parts = []
+    for item in windows:
+        ids, tails = item["input_ids"].astype(_TOKEN), item["leaf_ids"].astype(_TOKEN)
+        start, end = item["head_start"], item["head_start"] + item["head_length"]
+        last = np.cumsum(item["leaf_length"])
+        first = (last - item["leaf_length"]).astype(np.int64)
+        parts.append(
+            {
+                "relation": item["relation"],
+                "reversed": item["reversed"],
+                "head": _pieces(ids, start, end),
+                "length": item["leaf_length"],
+                "first": tails[first].astype(np.int64),
+                "tail": _pieces(tails, first, last),
             }
-            for key, table in first.items()
-        }
-        self._tail = {
-            key: {
-                entry: min(counts, key=lambda tail, counts=counts: (-counts[tail], tail))
-                for entry, counts in table.items()
-            }
-            for key, table in tails.items()
-        }
+        )
+    return table_of(parts)
 
-    def score(self, name: str, fact: dict, tail: tuple[int, ...]) -> tuple[int, bool]:
-        """Rank of the tail's first token among the answers (`TOP` where it is none), and whether the whole tail is right.
 
-        Answers come from the most specific key that was counted; places left over are filled from the next ones.
-        """
-        answers: list[int] = []
-        whole = None
-        for key in LOOKUPS[name]:
-            entry = tuple(fact[part] for part in key)
-            answers += [token for token in self._first[key].get(entry, []) if token not in answers]
-            whole = self._tail[key].get(entry) if whole is None else whole
-        rank = answers.index(tail[0]) if tail[0] in answers else TOP
-        return min(rank, TOP), whole == tail
+def _pieces(tokens: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """Bytes of some spans, object (spans,): in the order of their tokens."""
+    pieces = np.empty(len(starts), dtype=object)
+    pieces[:] = [tokens[start:end].tobytes() for start, end in zip(starts, ends, strict=True)]
+    return pieces
+
+
+def score_tail_lookups(counted: pd.DataFrame, asked: pd.DataFrame) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """What each lookup answers: the most frequent tails of its most specific key that was counted.
+
+    Answers that are left over among the first `TOP` come from the next keys.
+
+    Args:
+        counted: of `tails_table`.
+        asked: hidden tails, with the same columns.
+
+    Returns:
+        By lookup the rank of the tail's first token, `TOP` where it is not among the answers, int64 (asked,), and whether
+        the whole tail is right, bool (asked,).
+    """
+    # Numbers in the order of the bytes are counted faster.
+    for name in ("head", "tail"):
+        numbers, _ = pd.factorize(pd.concat([counted[name], asked[name]]), sort=True)
+        counted = counted.assign(**{name: numbers[: len(counted)]})
+        asked = asked.assign(**{name: numbers[len(counted) :]})
+    answers = {}
+    for key in {key for keys in LOOKUPS.values() for key in keys}:
+        firsts, wholes = by_frequency(counted, key, "first"), by_frequency(counted, key, "tail")
+        if key:
+            columns = list(key)
+            firsts = firsts.merge(asked[columns].drop_duplicates(), on=columns)
+            firsts = firsts.groupby(columns, sort=False).head(TOP).groupby(columns, sort=False)["first"].agg(list)
+            wholes = wholes.drop_duplicates(columns).set_index(columns)["tail"]
+            found = asked[columns].join(firsts, on=columns).join(wholes, on=columns)
+            answers[key] = found["first"].tolist(), found["tail"].tolist()
+        else:
+            first, whole = firsts["first"].head(TOP).tolist(), wholes["tail"].iloc[0]
+            answers[key] = [first] * len(asked), [whole] * len(asked)
+    scores = {}
+    for name, keys in LOOKUPS.items():
+        ranks, rights = [], []
+        for place, (first, tail) in enumerate(zip(asked["first"], asked["tail"], strict=True)):
+            found = [(firsts[place], wholes[place]) for firsts, wholes in (answers[key] for key in keys)]
+            # Where a key was not counted the join leaves NaN.
+            found = [(firsts, whole) for firsts, whole in found if isinstance(firsts, list)]
+            tokens = list(dict.fromkeys(token for firsts, _ in found for token in firsts))[:TOP]
+            ranks.append(tokens.index(first) if first in tokens else TOP)
+            rights.append(bool(found) and found[0][1] == tail)
+        scores[name] = np.array(ranks), np.array(rights)
+    return scores
 
 
 TASK = TailPrediction

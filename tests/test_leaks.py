@@ -150,7 +150,10 @@ def test_tasks_refuse_a_corpus_that_was_trained_on():
     training, _ = corpora()
     with pytest.raises(ValueError, match="--allow-shared-projects"):
         _ = context(dataset=str(training), splits=["train"]).test
-    assert context(dataset=str(training), splits=["train"], allow_shared_projects=True).test.projects == ["alpha", "epsilon"]
+    assert context(dataset=str(training), splits=["train"], allow_shared_projects=True).test.projects == [
+        "alpha",
+        "epsilon",
+    ]
     # Without --splits only what was held out of the training corpus is tested on.
     assert context(dataset=str(training)).test.projects == ["beta"]
     assert context().test.projects == ["delta", "gamma"]

@@ -275,7 +275,11 @@ def test_tail_prediction_against_a_naive_loop():
                 tail.append(int(batch["labels"][0, column + len(tail)]))
             best = [int(logits[column + i].argmax()) for i in range(len(tail))]
             assert (found["window"][place], found["column"][place]) == (index, column)
-            assert features[place][1] == tuple(tail) and features[place][0]["length"] == len(tail)
+            fact = features.iloc[place]
+            assert fact["tail"] == np.array(tail, dtype=">i8").tobytes() and fact["length"] == len(tail)
+            assert fact["first"] == tail[0] and fact["relation"] == int(batch["relation_ids"][0, column])
+            start, size = int(batch["head_start"][0, column]), int(batch["head_length"][0, column])
+            assert fact["head"] == np.array(windows[index]["input_ids"][start : start + size], ">i8").tobytes()
             assert found["first_rank"][place] == int((logits[column] > logits[column, tail[0]]).sum())
             assert found["whole"][place] == (best == tail)
             if found["no_copy"][place]:
@@ -291,15 +295,26 @@ def test_tail_lookups_by_hand():
         (3, 1, 5, 0, 0, 3, 0, [9]),
         (4, 1, 5, 0, 0, 4, 0, [7, 7]),
     ]
-    lookups = tails.Lookups([window([0, 20, 21, 22, 23, 2], facts)])
-    told = {"relation": (5, 0), "head": (20,), "length": 1}
+    counted = tails.tails_table([window([0, 20, 21, 22, 23, 2], facts)])
+
+    def tokens(*ids):
+        return np.array(ids, dtype=">i8").tobytes()
+
+    asked = counted.iloc[:0]
+    for length, tail in ((1, (8,)), (1, (9,)), (2, (7, 7)), (2, (7, 8)), (1, (55,))):
+        asked.loc[len(asked)] = (5, 0, tokens(20), length, tail[0], tokens(*tail))
+    scores = {
+        name: list(zip(*map(list, found), strict=True))
+        for name, found in tails.score_tail_lookups(counted, asked).items()
+    }
+    none = (tails.TOP, False)
     # The head 20 has had the tail 8; without it the relation's most frequent one of this length.
-    assert lookups.score("relation and head", told, (8,)) == (0, True)
-    assert lookups.score("relation and head", told, (9,)) == (1, False)
-    assert lookups.score("relation", told, (9,)) == (0, True)
-    assert lookups.score("relation", told | {"length": 2}, (7, 7)) == (0, True)
-    assert lookups.score("relation", told | {"length": 2}, (7, 8)) == (0, False)
-    assert lookups.score("majority", told, (55,)) == (tails.TOP, False)
+    assert scores["relation and head"] == [(0, True), (1, False), (1, False), (1, False), none]
+    assert scores["relation"] == [(1, False), (0, True), (0, True), (0, False), none]
+    assert scores["majority"] == [(1, False), (0, True), (0, True), (0, False), none]
+    # A head that never was, asked in the other direction: the answers of the length, then all.
+    asked["head"], asked["reversed"] = tokens(21, 22), 1
+    assert list(tails.score_tail_lookups(counted, asked)["relation"][0]) == [1, 0, 0, 0, tails.TOP]
 
 
 def test_graph_tasks_say_that_they_do_not_apply():
