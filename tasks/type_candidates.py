@@ -4,6 +4,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
@@ -88,6 +89,35 @@ def form_of(text: str, names: Collection[str]) -> str | None:
     return re.sub(rf"(?<![\w.]){written[0]}(?![\w.])", "{}", text, count=1) if len(written) == 1 else None
 
 
+@dataclass(frozen=True, eq=False)
+class OwnTypes:
+    """Candidates that a project or a file has of its own: names of types in all forms.
+
+    Attributes:
+        tokens: text -> tokens, of those that are not too long and no candidates of the training corpus.
+        names: what they are made of.
+        name: int64 (candidates,), the number of each one's name.
+        form: int64 (candidates,), the number of its form, 0 for the name itself.
+    """
+
+    tokens: dict[str, list[int]]
+    names: list[str]
+    name: np.ndarray
+    form: np.ndarray
+
+    @cached_property
+    def by_plain(self) -> dict[str, list[str]]:
+        """Names that are candidates, without underscores and capitals."""
+        found = defaultdict(list)
+        for name in self.names:
+            if name in self.tokens:
+                found[plain(name)].append(name)
+        return found
+
+
+Own = tuple[OwnTypes, ...]
+
+
 class Candidates:
     """The types to choose from, and how often the training corpus gives each to which name.
 
@@ -162,32 +192,40 @@ class Candidates:
         tokens = self._encode(text)
         return tokens if 1 <= len(tokens) <= self.max_tokens else None
 
-    def of_queries(self, queries: list[Query]) -> list[dict[str, list[int]]]:
-        """For each query the names of types of its file and project, and their forms, that are no candidates already.
+    def of_queries(self, queries: list[Query]) -> list[Own]:
+        """For each query the candidates of its project, and those that its file names beside them."""
+        encoded: dict[str, list[int] | None] = {}
 
-        Returns:
-            Texts with their tokens: names of the file, of the project, then forms. Queries of one file share one dict.
-        """
-        known: dict[str, list[int] | None] = {}
-        by_file: dict[int, dict[str, list[int]]] = {}
+        def made_of(names: list[str]) -> OwnTypes:
+            tokens, places = {}, []
+            for form_number, form in enumerate(("{}", *self.forms)):
+                for number, name in enumerate(names):
+                    text = form.format(name)
+                    if text not in encoded:
+                        encoded[text] = None if text in self.types else self._tokens(text)
+                    if encoded[text] is not None and text not in tokens:
+                        tokens[text] = encoded[text]
+                        places.append((number, form_number))
+            name_numbers, form_numbers = np.array(places, dtype=np.int64).reshape(-1, 2).T
+            return OwnTypes(tokens, names, name_numbers, form_numbers)
+
+        projects: dict[str, OwnTypes] = {}
+        files: dict[int, Own] = {}
         for query in queries:
-            if query.file not in by_file:
-                names = self._names(query)
-                texts = [*names, *(form.format(name) for form in self.forms for name in names)]
-                for text in texts:
-                    if text not in known:
-                        known[text] = None if text in self.types else self._tokens(text)
-                by_file[query.file] = {text: known[text] for text in texts if known[text] is not None}
-        return [by_file[query.file] for query in queries]
-
-    def _names(self, query: Query) -> list[str]:
-        return list(dict.fromkeys([*query.classes, *(query.project_classes if self._project_classes else ())]))
+            if query.file not in files:
+                names = list(query.project_classes) if self._project_classes else []
+                if query.project not in projects:
+                    projects[query.project] = made_of(names)
+                known = set(names)
+                rest = made_of([name for name in query.classes if name not in known])
+                files[query.file] = projects[query.project], rest
+        return [files[query.file] for query in queries]
 
     def is_seen(self, hidden: HiddenType) -> bool:
         """Whether the training corpus gives this parameter or function name a candidate type."""
         return (hidden.relation, hidden.name) in self._by_name
 
-    def baselines(self, queries: list[Query], own: list[dict]) -> dict[str, list[int]]:
+    def baselines(self, queries: list[Query], own: list[Own]) -> dict[str, list[int]]:
         """Ranks of the hidden types under each baseline; a type that it does not list has rank `len(types)` or more."""
         ranks: dict[str, list[int]] = {
             "majority": [],
@@ -195,17 +233,21 @@ class Candidates:
             "class of the name, else frequency": [],
         }
         common = {relation: _most_common(counts) for relation, counts in self._by_relation.items()}
-        for query, names in zip(queries, own, strict=True):
+        shared = defaultdict(list)
+        for text in self.types:
+            shared[plain(text)].append(text)
+        for query, parts in zip(queries, own, strict=True):
             hidden = query.hidden
             majority = common.get(hidden.relation, [])
             by_name = _most_common(self._by_name.get((hidden.relation, hidden.name), Counter()))
-            plain = hidden.name.replace("_", "").lower()
-            named = [text for text in (*query.classes, *names, *self.types) if text.lower() == plain]
-            named = [text for text in named if text in names or text in self.types]
+            spelled = plain(hidden.name)
+            named = [*(text for part in parts for text in part.by_plain.get(spelled, ())), *shared.get(spelled, ())]
+            named.sort(key=lambda text: text not in query.classes)
             for name, answers in zip(ranks, ([], by_name, [*named, *by_name]), strict=True):
                 answers = list(dict.fromkeys([*answers, *majority]))
                 found = hidden.type in answers
-                ranks[name].append(answers.index(hidden.type) if found else len(self.types) + len(names))
+                number = len(self.types) + sum(len(part.tokens) for part in parts)
+                ranks[name].append(answers.index(hidden.type) if found else number)
         return ranks
 
     # ---- the table
@@ -213,7 +255,7 @@ class Candidates:
     FEATURES = ("table", "any file", "names of the file", "names of the project", "the name's spelling")
     """What is known of a candidate before code is read."""
 
-    def features(self, queries: list[Query], own: list[dict]) -> Iterator[np.ndarray]:
+    def features(self, queries: list[Query], own: list[Own]) -> Iterator[np.ndarray]:
         """What is known of each candidate of each query before code is read.
 
         Args:
@@ -227,14 +269,13 @@ class Candidates:
         """
         places = {text: place for place, text in enumerate(self.types)}
         words = [_names_in(text) for text in self.types]
-        plain = np.array([text.lower() for text in self.types])
-        by_file: dict[int, tuple] = {}
+        shared_plain = np.array([plain(text) for text in self.types])
+        kinds: dict[int, np.ndarray] = {}
         first = {relation: self._first_level(relation, places) for relation in ("has_type", "returns")}
-        for query, names in zip(queries, own, strict=True):
-            hidden = query.hidden
-            if query.file not in by_file:
-                by_file[query.file] = self._of_file(query, names, words)
-            kinds, forms, own_plain = by_file[query.file]
+        for query, parts in zip(queries, own, strict=True):
+            hidden, spelled = query.hidden, plain(query.hidden.name)
+            if query.file not in kinds:
+                kinds[query.file] = self._kinds(query, parts, words)
             probability = first[hidden.relation].copy()
             for key in (
                 (hidden.relation, "word", word_of(hidden.relation, hidden.name)),
@@ -244,12 +285,14 @@ class Candidates:
                 if counts:
                     total = counts.total() + SHRINKAGE
                     probability *= SHRINKAGE / total
-                    at = [places[text] for text in counts]
-                    probability[at] += np.fromiter(counts.values(), float) / total
-            form_share = self._form_shares(hidden.relation, max(1, len(self._names(query))))
-            log_p = np.log(np.concatenate([probability, form_share[forms]]))
-            spelled = np.concatenate([plain, own_plain]) == hidden.name.replace("_", "").lower()
-            yield np.column_stack([log_p, kinds, spelled]).astype(np.float32)
+                    probability[[places[text] for text in counts]] += np.fromiter(counts.values(), float) / total
+            shares = self._form_shares(hidden.relation, max(1, sum(len(part.names) for part in parts)))
+            is_spelled = [shared_plain == spelled]
+            for part in parts:
+                alike = np.array([plain(name) == spelled for name in part.names], dtype=bool)
+                is_spelled.append((part.form == 0) & alike[part.name] if len(part.name) else np.zeros(0, bool))
+            log_p = np.log(np.concatenate([probability, *(shares[part.form] for part in parts)]))
+            yield np.column_stack([log_p, kinds[query.file], np.concatenate(is_spelled)]).astype(np.float32)
 
     def _first_level(self, relation: str, places: dict[str, int]) -> np.ndarray:
         counts = np.full(len(places), _UNSEEN)
@@ -263,23 +306,23 @@ class Candidates:
         shares = np.array([counts[form] + _UNSEEN for form in ("{}", *self.forms)])
         return shares / (self._declared[relation] + 1) / number
 
-    def _of_file(self, query: Query, own: dict, words: list[frozenset]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """What is the same for all queries of a file: kinds of the candidates, forms and plain texts of its own ones."""
+    @staticmethod
+    def _kinds(query: Query, parts: Own, words: list[frozenset]) -> np.ndarray:
+        """Whether candidates are of any file, of the query's file, or else of its project: bool (candidates, 3)."""
         of_file, of_project = set(query.classes), {*query.classes, *query.project_classes}
-        own_words = [_names_in(text) for text in own]
-        kinds = np.array(
-            [
-                (
-                    not names,
-                    bool(names) and names <= of_file,
-                    bool(names) and not names <= of_file and names <= of_project,
-                )
-                for names in (*words, *own_words)
-            ]
-        )
-        number = {form: place for place, form in enumerate(("{}", *self.forms))}
-        forms = np.array([number.get(form_of(text, of_project) or "{}", 0) for text in own], dtype=np.int64)
-        return kinds, forms, np.array([text.lower() for text in own])
+        in_file = [names <= of_file for names in words]
+        in_project = [names <= of_project for names in words]
+        for part in parts:
+            in_file += np.array([name in of_file for name in part.names], dtype=bool)[part.name].tolist()
+            in_project += [True] * len(part.name)
+        is_plain = np.array([*(not names for names in words), *[False] * (len(in_file) - len(words))])
+        in_file, in_project = np.array(in_file) & ~is_plain, np.array(in_project) & ~is_plain
+        return np.stack([is_plain, in_file, in_project & ~in_file], axis=1)
+
+
+def plain(name: str) -> str:
+    """A name without underscores and capitals."""
+    return name.replace("_", "").lower()
 
 
 def _names_in(text: str) -> frozenset[str]:

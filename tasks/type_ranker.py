@@ -1,6 +1,9 @@
 """Model and table together: a conditional logit over the candidates of a hidden type.
 
-    log p(candidate) = sum_k w_k f_k(candidate) + const,    f = (score of the model, what is known before code is read)
+    log p(candidate) = sum_k w_k f_k(candidate) + const,    f = (max(s - max s, -8), what is known before code is read)
+
+s are the model's scores. How far it thinks a candidate is behind its best one tells nothing beyond a few nats: it may never
+have met a project's class, and one such name among the right answers would take all weight from its scores.
 
 The few weights w are fitted by maximum likelihood on hidden types of projects that neither the fine-tuning nor the table has
 seen, as those of the test.
@@ -13,6 +16,7 @@ import numpy as np
 from .type_scoring import Questions
 
 _PULL = 1e-3
+_FURTHEST = 8.0
 
 
 def fit_weights(features: Sequence[np.ndarray], right: Sequence[int]) -> np.ndarray:
@@ -72,11 +76,18 @@ class TypeRanker:
         features, right = [], []
         for values, known, place in zip(scores, questions.known(), questions.right(), strict=True):
             if place is not None:
-                features.append(np.column_stack([values, known]) if use_model else known)
+                features.append(np.column_stack([clipped(values), known]) if use_model else known)
                 right.append(place)
         return cls(fit_weights(features, right), use_model)
 
     def scores(self, questions: Questions, scores: list[np.ndarray]) -> list[np.ndarray]:
         """Scores of model and table together, for each query float (candidates,)."""
         first, rest = (self.weights[:1], self.weights[1:]) if self.use_model else (np.zeros(1), self.weights)
-        return [values * first[0] + known @ rest for values, known in zip(scores, questions.known(), strict=True)]
+        return [
+            clipped(values) * first[0] + known @ rest for values, known in zip(scores, questions.known(), strict=True)
+        ]
+
+
+def clipped(scores: np.ndarray) -> np.ndarray:
+    """Scores below the best one, at most `_FURTHEST`."""
+    return np.maximum(scores - scores.max(), -_FURTHEST)

@@ -17,7 +17,7 @@ import torch
 from ..chain_graphs.windows import WindowDataset
 from .base import TaskContext
 from .queries import Query, ask_in_leaf, ask_in_text, labels_at
-from .type_candidates import Candidates
+from .type_candidates import Candidates, Own
 
 LEAF, TEXT = "asked in a leaf", "asked in the text"
 
@@ -30,13 +30,13 @@ class Questions:
         windows: of the texts without annotations.
         queries: what is asked.
         candidates: those of the training corpus.
-        own: for each query its own candidates, text -> tokens; queries of one file share one dict.
+        own: for each query the candidates of its project and file.
     """
 
     windows: WindowDataset
     queries: list[Query]
     candidates: Candidates
-    own: list[dict[str, list[int]]]
+    own: list[Own]
 
     @classmethod
     def of(cls, windows: WindowDataset, queries: list[Query], candidates: Candidates) -> "Questions":
@@ -45,10 +45,22 @@ class Questions:
 
     def right(self) -> list[int | None]:
         """For each query the place of the hidden type among the candidates, those of the training corpus first."""
-        shared = {text: place for place, text in enumerate(self.candidates.types)}
-        by_file = {id(names): {text: len(shared) + i for i, text in enumerate(names)} for names in self.own}
-        texts = [query.hidden.type for query in self.queries]
-        return [shared.get(text, by_file[id(names)].get(text)) for text, names in zip(texts, self.own, strict=True)]
+        tables = [self.candidates.types, *(part.tokens for parts in self.own for part in parts)]
+        places = {id(table): {text: place for place, text in enumerate(table)} for table in tables}
+        found = []
+        for query, tables in zip(self.queries, self.tables(), strict=True):
+            first, place = 0, None
+            for table in tables:
+                if query.hidden.type in table:
+                    place = first + places[id(table)][query.hidden.type]
+                    break
+                first += len(table)
+            found.append(place)
+        return found
+
+    def tables(self) -> list[tuple[dict[str, list[int]], ...]]:
+        """For each query its candidates, text -> tokens, in several tables that other queries share."""
+        return [(self.candidates.types, *(part.tokens for part in parts)) for parts in self.own]
 
     def known(self) -> Iterator[np.ndarray]:
         """What is known of each candidate before code is read (`Candidates.features`)."""
@@ -94,9 +106,10 @@ def score_types(
     """
     ask = ask_in_leaf if way == LEAF else ask_in_text
     collator, mask, end = context.collator(), context.tokenizer.mask_token_id, context.tokenizer.sep_token_id
-    windows, queries, candidates, own = questions.windows, questions.queries, questions.candidates, questions.own
-    tables = {id(names): _tables(names) for names in (candidates.types, *own)}
-    scores = [np.full(len(candidates.types) + len(names), -np.inf, dtype=np.float32) for names in own]
+    windows, queries, candidates = questions.windows, questions.queries, questions.candidates
+    texts = questions.tables()
+    by_length = {id(table): _by_length(table) for table in {id(t): t for tables in texts for t in tables}.values()}
+    scores = [np.full(sum(map(len, tables)), -np.inf, dtype=np.float32) for tables in texts]
     lengths = windows.lengths[[query.window for query in queries]]
     longest = candidates.max_tokens
     for masks in [longest] if by_end else range(1, longest + 1):
@@ -116,15 +129,17 @@ def score_types(
                         rest = float(log_p[row, size, end]) if size < masks else 0.0
                     else:
                         rest = candidates.length_prior[queries[index].relation][size - 1]
-                    for first, names in ((0, candidates.types), (len(candidates.types), own[index])):
-                        if size in tables[id(names)]:
-                            at, tokens = tables[id(names)][size]
+                    first = 0
+                    for table in texts[index]:
+                        if size in by_length[id(table)]:
+                            at, tokens = by_length[id(table)][size]
                             values = log_p[row, torch.arange(size), tokens].sum(-1) + rest
                             scores[index][first + at] = values.numpy()
+                        first += len(table)
     return scores
 
 
-def _tables(types: dict[str, list[int]]) -> dict[int, tuple[np.ndarray, torch.Tensor]]:
+def _by_length(types: dict[str, list[int]]) -> dict[int, tuple[np.ndarray, torch.Tensor]]:
     """By length: places of the candidates among all, and their tokens, int64 (candidates, length)."""
     places = defaultdict(list)
     for place, tokens in enumerate(types.values()):

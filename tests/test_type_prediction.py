@@ -1,6 +1,7 @@
 """Hidden types: where they are asked for, among which candidates, and how a candidate is scored."""
 
 import re
+from collections import ChainMap
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -16,7 +17,7 @@ from graphmert.code_graph import Triple, extract
 from graphmert.code_graph.annotations import HiddenType, hide_annotations, hide_in_graph
 from graphmert.tasks import run_task
 from graphmert.tasks.queries import Query, ask_in_leaf, ask_in_text, keep_facts, labels_at
-from graphmert.tasks.type_candidates import Candidates, DeclaredTypes, form_of
+from graphmert.tasks.type_candidates import Candidates, DeclaredTypes, OwnTypes, form_of
 from graphmert.tasks.type_fine_tuning import TEXT_ROOM, ask_all
 from graphmert.tasks.type_ranker import TypeRanker, fit_weights
 from graphmert.tasks.type_scoring import Questions
@@ -235,7 +236,8 @@ def test_candidates_and_baselines():
         return Query(0, 0, "p", hidden, (1, 1), 2, [], 5, list(classes))
 
     queries = [asked("path", "Path"), asked("new", "str"), asked("_reader", "Reader", ["Reader"]), asked("q", "Gone")]
-    ranks = found.baselines(queries, [{}, {}, {"Reader": [5]}, {}])
+    queries = [replace(item, file=number) for number, item in enumerate(queries)]
+    ranks = found.baselines(queries, found.of_queries(queries))
     # Of parameters: int 4, str 3, Path 2; of the name path: str 3, Path 2.
     assert ranks == {
         "majority": [2, 1, 4, 3],
@@ -257,17 +259,28 @@ def test_classes_of_the_project_are_candidates_and_known_to_the_baselines():
     elsewhere = replace(here, file=1, classes=[])
     found = candidates()
     own = found.of_queries([here, here, elsewhere])
-    # What is a candidate of the training corpus already is not told twice; a file's own classes come first.
-    assert [list(names.items()) for names in own] == [
-        [("Reader", [5]), ("Tree", [7])],
-        [("Reader", [5]), ("Tree", [7])],
-        [("Reader", [5]), ("Tree", [7])],
+    # What is a candidate of the training corpus already is not told twice.
+    assert [[part.tokens for part in parts] for parts in own] == [
+        [{"Reader": [5], "Tree": [7]}, {}],
+        [{"Reader": [5], "Tree": [7]}, {}],
+        [{"Reader": [5], "Tree": [7]}, {}],
     ]
-    assert own[0] is own[1] is not own[2]
+    # One table for the project, one for what the file names beside it.
+    assert own[0] is own[1] is not own[2] and own[0][0] is own[2][0]
+    beside = replace(here, file=2, classes=["Leaf", "Tree"])
+    assert [part.names for part in found.of_queries([beside])[0]] == [["Reader", "Tree", "int"], ["Leaf"]]
     assert found.baselines([here], own[:1])["class of the name, else frequency"] == [0]
+    # A class of the file comes before one of the project that is spelled alike.
+    both = replace(here, classes=["TREE"])
+    ranks = found.baselines([both], found.of_queries([both]))
+    assert ranks["class of the name, else frequency"] == [1]
     without = candidates(project_classes=False)
     own = without.of_queries([here, here, elsewhere])
-    assert own == [{"Reader": [5]}, {"Reader": [5]}, {}]
+    assert [[part.tokens for part in parts] for parts in own] == [
+        [{}, {"Reader": [5]}],
+        [{}, {"Reader": [5]}],
+        [{}, {}],
+    ]
     # 3 candidates of the training corpus and one of the file, none of them right.
     assert without.baselines([here], own[:1])["class of the name, else frequency"] == [4]
 
@@ -288,14 +301,12 @@ def test_forms_are_what_many_projects_make_of_their_own_names(monkeypatch):
     # Written three times each, in two projects; Maybe[Node] once; "Node" is a form of its own.
     assert found.forms == ["list[{}]", "{} | None"]
     asked = replace(query(), classes=["Tree"], project_classes=["int"])
-    assert list(found.of_queries([asked])[0].items()) == [
-        ("Tree", [7]),
-        ("list[Tree]", [7]),
-        ("list[int]", [7]),
-        ("Tree | None", [8, 9]),
-        ("int | None", [7]),
-    ]
-    assert candidates(extra=extra, class_forms=False).of_queries([asked]) == [{"Tree": [7]}]
+    project, file = found.of_queries([asked])[0]
+    assert project.tokens == {"list[int]": [7], "int | None": [7]} and project.form.tolist() == [1, 2]
+    assert list(file.tokens.items()) == [("Tree", [7]), ("list[Tree]", [7]), ("Tree | None", [8, 9])]
+    assert file.form.tolist() == [0, 1, 2] and file.name.tolist() == [0, 0, 0]
+    plain = candidates(extra=extra, class_forms=False).of_queries([asked])[0]
+    assert [part.tokens for part in plain] == [{}, {"Tree": [7]}]
     few = DeclaredTypes(dict(extra), {"q": {"Node"}, "r": {"Node"}}).without(["r"])
     assert list(few.triples) == ["q"] and few.forms()[1]["{} | None"] == 1
 
@@ -305,7 +316,7 @@ def test_what_is_known_before_code_is_read():
     asked = replace(query(), hidden=HiddenType("has_type", "path", "Tree", 0, 0, 0, ": "))
     asked = replace(asked, classes=["Tree"], project_classes=["Node", "Tree"])
     (known,) = found.features([asked], found.of_queries([asked]))
-    texts = ["Path", "int", "str", "Tree", "Node"]
+    texts = ["Path", "int", "str", "Node", "Tree"]
     assert known.shape == (5, len(Candidates.FEATURES)) and known.dtype == np.float32
     rows = dict(zip(texts, known.tolist(), strict=True))
     # Of 12 parameters 4 are int, 3 str, 2 Path, and a share of 0.1 for each candidate.
@@ -315,7 +326,7 @@ def test_what_is_known_before_code_is_read():
     np.testing.assert_allclose(known[:3, 0], np.log(base), rtol=1e-5)
     # Nobody writes a name of its own project: 0.1 of 13, for one of two names.
     np.testing.assert_allclose(known[3:, 0], np.log(0.1 / 13 / 2), rtol=1e-5)
-    assert [rows[text][1:4] for text in texts] == [[0, 0, 0], [1, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]]
+    assert [rows[text][1:4] for text in texts] == [[0, 0, 0], [1, 0, 0], [1, 0, 0], [0, 0, 1], [0, 1, 0]]
     assert [row[4] for row in known] == [1, 0, 0, 0, 0]
 
 
@@ -344,7 +355,8 @@ def test_a_ranker_without_the_model_does_not_see_it():
     knowing = [np.array([0.0, 0.0, 9.0]) for _ in asked]
     both = TypeRanker.fit(questions, knowing)
     assert both.weights[0] > 0.5 and (questions.ranks(both.scores(questions, knowing)) == 0).all()
-    expected = knowing[1] * both.weights[0] + list(questions.known())[1] @ both.weights[1:]
+    # Scores count from the best one, to 8 below it.
+    expected = np.array([-8.0, -8.0, 0.0]) * both.weights[0] + list(questions.known())[1] @ both.weights[1:]
     np.testing.assert_allclose(both.scores(questions, knowing)[1], expected)
 
 
@@ -371,14 +383,16 @@ def test_ranks_against_a_naive_loop(way, by_end, monkeypatch):
     chosen = Candidates(DeclaredTypes.of(opened), types.LeafEncoder(opened.tokenizer), 2, 1)
     # One of the hidden types is a class of the file and not of the training corpus.
     moved = next(item.hidden.type for item in queries if item.hidden.type in chosen.types)
-    classes = {moved: chosen.types.pop(moved)}
-    own = [{**names, **classes} for names in chosen.of_queries(queries)]
+    tokens = chosen.types.pop(moved)
+    own = [
+        (*parts, OwnTypes({moved: tokens}, [moved], *np.zeros((2, 1), int))) for parts in chosen.of_queries(queries)
+    ]
     # A candidate with the same tokens is a tie, which counts against the model.
-    tied = [{**names, "Twin": classes[moved]} for names in own]
-    asked = Questions(windows, queries, chosen, tied)
+    twin = OwnTypes({"Twin": tokens}, ["Twin"], *np.zeros((2, 1), int))
+    asked = Questions(windows, queries, chosen, [(*parts, twin) for parts in own])
     ranks = asked.ranks(types.score_types(opened, asked, way, by_end=by_end))
     mask, end = opened.tokenizer.mask_token_id, opened.tokenizer.sep_token_id
-    for item, names, rank in zip(queries, tied, ranks, strict=True):
+    for item, tables, rank in zip(queries, asked.tables(), ranks, strict=True):
         scores = {}
         for size in (1, 2):
             ask = ask_in_leaf if way == types.LEAF else ask_in_text
@@ -389,7 +403,7 @@ def test_ranks_against_a_naive_loop(way, by_end, monkeypatch):
                 logits = opened.model()(**opened.inputs(batch)).logits[0].log_softmax(-1)
             at = (batch["input_ids"][0] == mask).nonzero()[:, 0].tolist()
             assert len(at) == masks
-            for text, tokens in {**chosen.types, **names}.items():
+            for text, tokens in ChainMap(*tables).items():
                 if len(tokens) == size:
                     told = [*tokens, end][:2] if by_end else tokens
                     score = sum(float(logits[column, token]) for column, token in zip(at, told, strict=True))
@@ -406,7 +420,7 @@ def test_ranks_against_a_naive_loop(way, by_end, monkeypatch):
     def knowing(batch, model=None, real=opened.predict):
         logits = real(batch, model).logits * 0
         for row, item in enumerate(order[: len(batch["labels"])]):
-            tokens = {**chosen.types, **own[item]}.get(queries[item].hidden.type, [])
+            tokens = ChainMap(*asked.tables()[item]).get(queries[item].hidden.type, [])
             size = int((batch["labels"][row] == 0).sum())
             tokens = [*tokens, end][:size] if by_end else tokens
             for place, token in enumerate(tokens if len(tokens) == size else []):
@@ -416,10 +430,9 @@ def test_ranks_against_a_naive_loop(way, by_end, monkeypatch):
     order = np.argsort(-windows.lengths[[item.window for item in queries]], kind="stable").tolist()
     monkeypatch.setattr(opened, "predict", knowing)
     asked = replace(asked, own=own)
-    for item, names, rank in zip(
-        queries, own, asked.ranks(types.score_types(opened, asked, way, by_end=by_end)), strict=True
-    ):
-        assert (rank == 0) == (item.hidden.type in {**chosen.types, **names})
+    ranks = asked.ranks(types.score_types(opened, asked, way, by_end=by_end))
+    for item, tables, rank in zip(queries, asked.tables(), ranks, strict=True):
+        assert (rank == 0) == (item.hidden.type in ChainMap(*tables))
 
 
 def test_one_project_is_too_few_to_weigh_a_table_on(caplog):
