@@ -63,6 +63,55 @@ def test_unseen_keys_fall_back_to_the_majority():
     assert all(score["accuracy"] == score["macro_f1"] == 1.0 for score in scores.values())
 
 
+def test_lookups_against_a_naive_loop():
+    rng = np.random.default_rng(0)
+    # Few tokens, so that keys meet again and counts tie.
+    train, test = (Windows(random_window(rng, k + i, 40, 7, 25) for i in range(40)) for k in (0, 100))
+    mask = collator(mlm_probability=0.2, mnm_probability=0.4)
+
+    def features(ids, start, length, is_reversed, tail):
+        end = start + length
+        words = {"head": tuple(ids[start:end]), "before": ids[start - 1], "after": ids[end], "tail": tail}
+        return words | {"before2": ids[start - 2] if start > 1 else -1, "reversed": is_reversed}
+
+    counted = []
+    for item in train:
+        place = 0
+        for fact in range(len(item["relation"])):
+            start, length, is_reversed = (int(item[name][fact]) for name in ("head_start", "head_length", "reversed"))
+            told = features(item["input_ids"].tolist(), start, length, is_reversed, int(item["leaf_ids"][place]))
+            counted.append((told, int(item["relation"][fact])))
+            place += int(item["leaf_length"][fact])
+    right = dict.fromkeys(RELATION_BASELINES, 0)
+    number = 0
+    for item in test:
+        batch = {name: value[0].tolist() for name, value in mask([item]).items()}
+        for column in np.flatnonzero(np.array(batch["relation_labels"]) >= 0):
+            number += 1
+            head = batch["head_start"][column], batch["head_length"][column], batch["relation_reversed"][column]
+            told = features(batch["input_ids"], *head, batch["input_ids"][column])
+            for name, keys in RELATION_BASELINES.items():
+                for key in keys:
+                    found = [r for other, r in counted if all(other[part] == told[part] for part in key)]
+                    if found:
+                        best = min(set(found), key=lambda relation: (-found.count(relation), relation))
+                        right[name] += best == batch["relation_labels"][column]
+                        break
+    scores = relation_baselines(train, test, mask, batch_size=7)
+    assert number > 100 and {score["num_relations_masked"] for score in scores.values()} == {number}
+    assert {name: score["accuracy"] for name, score in scores.items()} == pytest.approx(
+        {name: value / number for name, value in right.items()}
+    )
+
+
+def test_lookups_without_a_fact_to_count():
+    empty = Windows([window([0, 10, 11, 12, 2], [])])
+    test = Windows([window([0, 40, 41, 42, 2], [(2, 1, 0, 0, 0, 2, 0, [50])])])
+    mask = collator(mlm_probability=0, mnm_probability=1 - 1e-12)
+    assert all(score["accuracy"] == 1.0 for score in relation_baselines(empty, test, mask).values())
+    assert relation_baselines(test, empty, mask)["majority"] == {"num_relations_masked": 0}
+
+
 def test_relation_scores_split_by_visibility():
     rng = np.random.default_rng(0)
     gold, predicted, visible = rng.integers(0, 5, 300), rng.integers(0, 7, 300), rng.integers(0, 2, 300)
