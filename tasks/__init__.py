@@ -1,8 +1,9 @@
 """Downstream evaluations of a checkpoint, one per file: `python -m graphmert.tasks NAME --model DIR`.
 
     base.py          what every task is made of: arguments, the opened checkpoint and corpora, the report
-    annotations.py   Python without its annotations
     queries.py       windows with a question in them
+    type_queries.py  hidden types and their places; type_candidates.py: what they are chosen from; type_scoring.py: by the
+                     checkpoint, type_ranker.py: together with a table, type_fine_tuning.py: after fine-tuning
     leaf_order.py    whether the order of leaves tells a hidden relation
     corpora.py       test and training corpora; refuses a test project that stands in the training corpus
     functions.py     functions of files and of CodeSearchNet's own; excerpts.py: with their facts, names masked

@@ -1,4 +1,4 @@
-"""The types that a hidden type is chosen from, and what a table of the training corpus says of them before code is read."""
+"""The types that a hidden type is chosen from, and what is known of them before a model reads the code."""
 
 import re
 from collections import Counter, defaultdict
@@ -104,6 +104,11 @@ class OwnTypes:
     names: list[str]
     name: np.ndarray
     form: np.ndarray
+
+    @cached_property
+    def plain_names(self) -> np.ndarray:
+        """The names without underscores and capitals."""
+        return np.array([plain(name) for name in self.names], dtype=np.str_)
 
     @cached_property
     def by_plain(self) -> dict[str, list[str]]:
@@ -253,10 +258,10 @@ class Candidates:
     # ---- the table
 
     FEATURES = ("table", "any file", "names of the file", "names of the project", "the name's spelling")
-    """What is known of a candidate before code is read."""
+    """What is known of a candidate before a model reads the code."""
 
     def features(self, queries: list[Query], own: list[Own]) -> Iterator[np.ndarray]:
-        """What is known of each candidate of each query before code is read.
+        """What is known of each candidate of each query before a model reads the code.
 
         Args:
             queries: what is asked.
@@ -289,8 +294,7 @@ class Candidates:
             shares = self._form_shares(hidden.relation, max(1, sum(len(part.names) for part in parts)))
             is_spelled = [shared_plain == spelled]
             for part in parts:
-                alike = np.array([plain(name) == spelled for name in part.names], dtype=bool)
-                is_spelled.append((part.form == 0) & alike[part.name] if len(part.name) else np.zeros(0, bool))
+                is_spelled.append((part.form == 0) & (part.plain_names == spelled)[part.name])
             log_p = np.log(np.concatenate([probability, *(shares[part.form] for part in parts)]))
             yield np.column_stack([log_p, kinds[query.file], np.concatenate(is_spelled)]).astype(np.float32)
 

@@ -1,6 +1,7 @@
 """Model and table together: a conditional logit over the candidates of a hidden type.
 
-    log p(candidate) = sum_k w_k f_k(candidate) + const,    f = (max(s - max s, -8), what is known before code is read)
+    log p(candidate) = sum_k w_k f_k(candidate) + const
+    f = (max(s - max s, -8), what is known before a model reads the code)
 
 s are the model's scores. How far it thinks a candidate is behind its best one tells nothing beyond a few nats: it may never
 have met a project's class, and one such name among the right answers would take all weight from its scores.
@@ -54,7 +55,7 @@ def fit_weights(features: Sequence[np.ndarray], right: Sequence[int]) -> np.ndar
 
 
 class TypeRanker:
-    """Weights of the model and of what is known before code is read.
+    """Weights of the model and of what is known before a model reads the code.
 
     Args:
         weights: float (K,), the model's first where it takes part.

@@ -63,7 +63,7 @@ class Questions:
         return [(self.candidates.types, *(part.tokens for part in parts)) for parts in self.own]
 
     def known(self) -> Iterator[np.ndarray]:
-        """What is known of each candidate before code is read (`Candidates.features`)."""
+        """What is known of each candidate before a model reads the code (`Candidates.features`)."""
         return self.candidates.features(self.queries, self.own)
 
     def ranks(self, scores: list[np.ndarray]) -> np.ndarray:
