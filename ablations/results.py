@@ -64,18 +64,22 @@ def results_page(records: list[dict]) -> str:
 
 
 def readme_block(records: list[dict]) -> str:
-    """What stands between the README's markers."""
+    """What stands between the README's markers: the newest setting's table, and where those of the others are."""
     parts = [f"<!-- written by `{_COMMAND}` -->"]
-    for run in newest_of_each_setting(records):
-        name = run["setting"]["name"]
-        parts += [
-            f"Setting `{name}`, {len(run['setting']['seeds'])} seeds, mean ± standard deviation; bold where the paired "
-            f"difference to {run['setting']['baseline']} is shown ([record](records/{run['name']}), "
-            "[all rows](docs/RESULTS.md)):",
-            tables.short_table(run),
-        ]
     if not records:
-        parts.append("No record of ablations yet.")
+        return "\n\n".join([*parts, "No record of ablations yet."])
+    run, *others = newest_of_each_setting(records)
+    parts += [
+        f"Setting `{run['setting']['name']}`, {len(run['setting']['seeds'])} seeds, mean ± standard deviation; bold where "
+        f"the paired difference to {run['setting']['baseline']} is shown ([record](records/{run['name']}), "
+        "[all rows](docs/RESULTS.md)):",
+        tables.short_table(run),
+    ]
+    if others:
+        names = ", ".join(
+            f"[`{other['setting']['name']}`](docs/RESULTS.md#{other['setting']['name']})" for other in others
+        )
+        parts.append(f"The tables of other settings: {names}.")
     return "\n\n".join(parts)
 
 

@@ -138,6 +138,18 @@ def test_pages_follow_the_records(runs, capsys):
     (new / "run.json").write_text(text)
     assert write_results(root) and "**4.0333" in (root / "README.md").read_text()
     assert "[2030-01-01-ablations-tiny]" in (root / "docs" / "RESULTS.md").read_text()
+    # Of another setting the README has no table, but a link to it.
+    other = root / "records" / "2029-01-01-ablations-other"
+    other.mkdir()
+    run = json.loads((old / "run.json").read_text())
+    run["setting"]["name"] = "other"
+    (other / "run.json").write_text(json.dumps(run))
+    write_results(root)
+    readme = (root / "README.md").read_text()
+    assert (
+        readme.count("Setting `") == 1 and "The tables of other settings: [`other`](docs/RESULTS.md#other)." in readme
+    )
+    assert "## other\n" in (root / "docs" / "RESULTS.md").read_text()
 
 
 def test_markers_must_be_a_pair():
