@@ -144,6 +144,9 @@ def test_several_questions_in_one_window():
     asked, answers = ask_all(item, questions, [4, 4], 99, config, in_leaf=False)
     assert asked["input_ids"].tolist() == [0, 21, 50, 4, 4, 22, 23, 24, 50, 4, 4, 2]
     assert answers == [((3, -1), [31, 32]), ((9, -1), [33, 99])]
+    # Room for one question and a part of another: three masks each.
+    three = SimpleNamespace(leaves_per_root=4, num_roots=13)
+    assert ask_all(item, questions, [4] * 3, 99, three, in_leaf=False)[1] == [((6, -1), [33, 99])]
     # Room for one question: the last place comes first.
     small = SimpleNamespace(leaves_per_root=4, num_roots=11)
     asked, answers = ask_all(item, questions, [4, 4], 99, small, in_leaf=False)
@@ -330,6 +333,25 @@ def test_what_is_known_before_code_is_read():
     assert [row[4] for row in known] == [1, 0, 0, 0, 0]
 
 
+def test_the_table_leaves_out_what_projects_make_of_their_own_names():
+    more = {"p": FACTS_OF_TYPES, "q": [declared("path", "Path")] * 5}
+    found = Candidates(DeclaredTypes(more, {"p": set(), "q": {"Path"}}), lambda text: IDS.get(text, [7]), 2)
+    asked = replace(query(), hidden=HiddenType("has_type", "new", "Path", 0, 0, 0, ": "))
+    (known,) = found.features([asked], found.of_queries([asked]))
+    # Path is twice another project's; 17 parameters are declared.
+    np.testing.assert_allclose(known[:, 0], np.log(np.array([2.1, 4.1, 3.1]) / (17 + 0.3 + 1)), rtol=1e-5)
+
+
+def test_types_to_weigh_on_have_the_candidates_of_other_projects():
+    opened = context()
+    every = DeclaredTypes.of(opened)
+    options = types.TypePredictionOptions(LEAVES, 1)
+    for project, other in (("alpha", "epsilon"), ("epsilon", "alpha")):
+        questions = types._questions_of_projects(opened, every, [project], options)
+        assert {asked.project for asked in questions.queries} == {project}
+        assert set(questions.candidates.types) <= {triple.tail for triple in every.triples[other]}
+
+
 def test_weights_are_those_that_made_the_data():
     rng = np.random.default_rng(0)
     features = [rng.normal(size=(rng.integers(3, 9), 2)) for _ in range(4000)]
@@ -390,9 +412,10 @@ def test_ranks_against_a_naive_loop(way, by_end, monkeypatch):
     # A candidate with the same tokens is a tie, which counts against the model.
     twin = OwnTypes({"Twin": tokens}, ["Twin"], *np.zeros((2, 1), int))
     asked = Questions(windows, queries, chosen, [(*parts, twin) for parts in own])
-    ranks = asked.ranks(types.score_types(opened, asked, way, by_end=by_end))
+    given = types.score_types(opened, asked, way, by_end=by_end)
+    ranks = asked.ranks(given)
     mask, end = opened.tokenizer.mask_token_id, opened.tokenizer.sep_token_id
-    for item, tables, rank in zip(queries, asked.tables(), ranks, strict=True):
+    for item, tables, values, rank in zip(queries, asked.tables(), given, ranks, strict=True):
         scores = {}
         for size in (1, 2):
             ask = ask_in_leaf if way == types.LEAF else ask_in_text
@@ -408,6 +431,8 @@ def test_ranks_against_a_naive_loop(way, by_end, monkeypatch):
                     told = [*tokens, end][:2] if by_end else tokens
                     score = sum(float(logits[column, token]) for column, token in zip(at, told, strict=True))
                     scores[text] = score + (0 if by_end else chosen.length_prior[item.relation][size - 1])
+        assert {len(tokens) for tokens in ChainMap(*tables).values()} == {1, 2}
+        np.testing.assert_allclose(values, [scores[text] for table in tables for text in table], rtol=1e-4)
         better = (
             sum(value >= scores[item.hidden.type] for value in scores.values()) - 1
             if item.hidden.type in scores
