@@ -201,6 +201,8 @@ def test_fine_tuning_learns_types_and_leaves_the_checkpoint_alone(leaves):
     assert all(torch.equal(value, before[name]) for name, value in opened.model().state_dict().items())
     again = types.fine_tune_types(opened, leaves > 0, settings.fine_tuning())
     assert losses == again[1]
+    left = types.fine_tune_types(opened, leaves > 0, replace(settings, type_steps=1).fine_tuning(), ["alpha"])[2]
+    assert left["files_to_learn_from"] == sum(file.project != "alpha" for file in files) < len(files)
     few = replace(settings, type_files=1, type_steps=1).fine_tuning()
     assert (
         types.fine_tune_types(opened, leaves > 0, few)[2]["files_to_learn_from"] == 1 < counts["files_to_learn_from"]
@@ -299,9 +301,13 @@ def test_forms_are_what_many_projects_make_of_their_own_names(monkeypatch):
         declared("x", "list[Node]"),
         declared("x", "Node"),
     ]
-    extra = [("q", [*one, declared("x", "Maybe[Node]")]), ("r", [one[0], one[0], one[1], declared("x", "Maybe[int]")])]
+    only_here = [declared("x", "Box[Node]")] * 3
+    extra = [
+        ("q", [*one, *only_here, declared("x", "Maybe[Node]")]),
+        ("r", [one[0], one[0], one[1], declared("x", "Maybe[int]")]),
+    ]
     found = candidates(extra=extra)
-    # Written three times each, in two projects; Maybe[Node] once; "Node" is a form of its own.
+    # Written three times each, in two projects; Box[Node] in one, Maybe[Node] once; "Node" is a form of its own.
     assert found.forms == ["list[{}]", "{} | None"]
     asked = replace(query(), classes=["Tree"], project_classes=["int"])
     project, file = found.of_queries([asked])[0]
@@ -491,7 +497,7 @@ def test_the_task_on_checkpoints_with_and_without_leaves(tmp_path):
     assert set(tuned["controls"]) == {name, f"zero-shot, {types.LEAF}", f"zero-shot, {types.TEXT}"}
     assert tuned["controls"][f"zero-shot, {types.LEAF}"] == both["controls"][types.LEAF]
     assert tuned["controls"][f"zero-shot, {types.TEXT}"] == both["controls"][types.TEXT]
-    assert tuned["baselines"] == both["baselines"] and 0 < tuned["counts"]["files_to_learn_from"] <= 3
+    assert tuned["baselines"] == both["baselines"] and 0 < tuned["counts"]["files_to_learn_from"] < 3
     # Only the other of the two projects is learned from.
     assert tuned["details"]["weights"]["projects"] == both["details"]["weights"]["projects"] != []
     assert both["details"]["asked"] == f"{types.LEAF}, with the table" and set(both["controls"]) == {
