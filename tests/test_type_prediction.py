@@ -202,7 +202,8 @@ def test_fine_tuning_learns_types_and_leaves_the_checkpoint_alone(leaves):
     again = types.fine_tune_types(opened, leaves > 0, settings.fine_tuning())
     assert losses == again[1]
     left = types.fine_tune_types(opened, leaves > 0, replace(settings, type_steps=1).fine_tuning(), ["alpha"])[2]
-    assert left["files_to_learn_from"] == sum(file.project != "alpha" for file in files) < len(files)
+    rest = sum(len(file.hidden) for file in files if file.project != "alpha")
+    assert left["types_to_learn_from"] + left["types_left_out_of_learning"] == rest != total - rest
     few = replace(settings, type_files=1, type_steps=1).fine_tuning()
     assert (
         types.fine_tune_types(opened, leaves > 0, few)[2]["files_to_learn_from"] == 1 < counts["files_to_learn_from"]
@@ -499,6 +500,10 @@ def test_the_task_on_checkpoints_with_and_without_leaves(tmp_path):
     assert tuned["controls"][f"zero-shot, {types.TEXT}"] == both["controls"][types.TEXT]
     assert tuned["baselines"] == both["baselines"] and 0 < tuned["counts"]["files_to_learn_from"] < 3
     # Only the other of the two projects is learned from.
+    (left_out,) = tuned["details"]["weights"]["projects"]
+    annotated, _ = types.read_files(context(), context().training.rows, "")
+    learned = sum(tuned["counts"][name] for name in ("types_to_learn_from", "types_left_out_of_learning"))
+    assert learned == sum(len(file.hidden) for file in annotated if file.project != left_out)
     assert tuned["details"]["weights"]["projects"] == both["details"]["weights"]["projects"] != []
     assert both["details"]["asked"] == f"{types.LEAF}, with the table" and set(both["controls"]) == {
         types.LEAF,
