@@ -198,13 +198,6 @@ class GraphMertCollator:
         """Entries of the tokenizer."""
         return len(self._canonical)
 
-    def without_masking(self) -> "GraphMertCollator":
-        """A copy that masks, hides and drops nothing, for counting over whole windows."""
-        twin = copy.copy(self)
-        twin.mlm_probability = twin.mnm_probability = 0.0
-        twin.statistics = Counter()
-        return twin
-
     def as_compact(self) -> "GraphMertCollator":
         """A copy with the same masks in the compact layout, tensors (B, N) only; it counts into the same statistics."""
         twin = copy.copy(self)

@@ -24,6 +24,8 @@ from .type_queries import find_queries, read_files
 
 TEXT_ROOM = 24
 """Tokens of a window that are left free for annotations in the text."""
+LONGEST_PREFIX = 4
+"""Tokens that may stand between a name and its type."""
 BF16_PADDING = 32
 
 
@@ -72,6 +74,11 @@ def fine_tune_types(
         raise ValueError(
             f"--type-steps needs a checkpoint with more than {TEXT_ROOM + 2} root tokens in a window, this one has "
             f"{context.config.num_roots}; give 0 steps"
+        )
+    if not in_leaf and settings.max_tokens > TEXT_ROOM - LONGEST_PREFIX:
+        raise ValueError(
+            f"--type-max-tokens must be at most {TEXT_ROOM - LONGEST_PREFIX} for types that are asked for in the text with "
+            f"--type-steps, got {settings.max_tokens}"
         )
     rows = context.training.rows
     if left_out:

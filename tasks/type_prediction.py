@@ -157,6 +157,8 @@ class TypePrediction(Task):
         if context.use_graph and context.config.mnm_target == "relation":
             ways.reverse()
         left_out = _projects_left_out(context, declared) if options.type_table else []
+        # Before the fine-tuning, which would be lost if there were nothing to weigh on.
+        weighed_on = _questions_of_projects(context, declared, left_out, options) if left_out else None
         details, name, model = {}, ways[0], None
         if options.type_steps:
             name = f"fine-tuned, {ways[0]}"
@@ -167,11 +169,10 @@ class TypePrediction(Task):
         ranks, baselines = {}, questions.candidates.baselines(queries, questions.own)
         by_end = model is not None
         scores = score_types(context, questions, ways[0], model, by_end)
-        if left_out:
-            fitted_on = _questions_of_projects(context, declared, left_out, options)
-            counts["types_to_weigh_on"] = len(fitted_on.queries)
-            their_scores = score_types(context, fitted_on, ways[0], model, by_end)
-            both, alone = (TypeRanker.fit(fitted_on, their_scores, use_model) for use_model in (True, False))
+        if weighed_on is not None:
+            counts["types_to_weigh_on"] = len(weighed_on.queries)
+            their_scores = score_types(context, weighed_on, ways[0], model, by_end)
+            both, alone = (TypeRanker.fit(weighed_on, their_scores, use_model) for use_model in (True, False))
             ranks[f"{name}, with the table"] = questions.ranks(both.scores(questions, scores))
             baselines["the table"] = questions.ranks(alone.scores(questions, scores))
             details["weights"] = {
@@ -254,7 +255,15 @@ def _questions_of_projects(
     files, _ = read_files(context, rows, "hiding types to weigh on")
     every = [(number, hidden) for number, file in enumerate(files) for hidden in file.hidden]
     chosen = [every[i] for i in context.sample(len(every), "types to weigh on", TABLE_TYPES)]
-    return Questions.of(*find_queries(context, files, chosen), options.candidates(declared.without(projects), context))
+    questions = Questions.of(
+        *find_queries(context, files, chosen), options.candidates(declared.without(projects), context)
+    )
+    if all(place is None for place in questions.right()):
+        raise ValueError(
+            f"--type-table has nothing to be weighed on: no hidden type of {', '.join(projects)} is a candidate of the "
+            "other projects; give a larger training corpus, or --type-table false"
+        )
+    return questions
 
 
 def figures_of(rank: np.ndarray, groups: dict[str, np.ndarray]) -> dict[str, float]:

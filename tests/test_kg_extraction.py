@@ -80,7 +80,9 @@ def test_a_relation_question_is_the_batch_of_training_with_the_relation_masked()
     made = corpus()
     trained = window_dataset(made)
     tokenizer = project_tokenizer()
-    lay_out = GraphMertCollator(tokenizer, made.num_roots, made.leaves_per_root).without_masking()
+    lay_out = GraphMertCollator(
+        tokenizer, made.num_roots, made.leaves_per_root, mlm_probability=0.0, mnm_probability=0.0
+    )
     ask = QuestionCollator(made, tokenizer.pad_token_id)
     num_asked = 0
     for number, window in enumerate(made.windows):

@@ -259,6 +259,15 @@ def test_fine_tuning_refuses_windows_without_room():
         types.fine_tune_types(small, True, types.TypePredictionOptions(type_steps=1).fine_tuning())
 
 
+def test_fine_tuning_in_the_text_refuses_types_without_room():
+    wide = SimpleNamespace(config=SimpleNamespace(num_roots=128))
+    options = types.TypePredictionOptions(TEXT_ROOM, type_steps=1)
+    with pytest.raises(
+        ValueError, match="--type-max-tokens must be at most 20 for types that are asked for in the text"
+    ):
+        types.fine_tune_types(wide, False, options.fine_tuning())
+
+
 def test_classes_of_the_project_are_candidates_and_known_to_the_baselines():
     hidden = HiddenType("has_type", "_tree", "Tree", 0, 0, 0, ": ")
     here = Query(0, 0, "p", hidden, (1, 1), 2, [], 5, ["Reader", "str"], ["Reader", "Tree", "int"])
@@ -349,7 +358,7 @@ def test_the_table_leaves_out_what_projects_make_of_their_own_names():
     np.testing.assert_allclose(known[:, 0], np.log(np.array([2.1, 4.1, 3.1]) / (17 + 0.3 + 1)), rtol=1e-5)
 
 
-def test_types_to_weigh_on_have_the_candidates_of_other_projects():
+def test_types_to_weigh_on_have_the_candidates_of_other_projects(monkeypatch):
     opened = context()
     every = DeclaredTypes.of(opened)
     options = types.TypePredictionOptions(LEAVES, 1)
@@ -357,6 +366,9 @@ def test_types_to_weigh_on_have_the_candidates_of_other_projects():
         questions = types._questions_of_projects(opened, every, [project], options)
         assert {asked.project for asked in questions.queries} == {project}
         assert set(questions.candidates.types) <= {triple.tail for triple in every.triples[other]}
+    monkeypatch.setattr(Questions, "right", lambda self: [None] * len(self.queries))
+    with pytest.raises(ValueError, match="no hidden type of alpha is a candidate of the other projects"):
+        types._questions_of_projects(opened, every, ["alpha"], options)
 
 
 def test_weights_are_those_that_made_the_data():
