@@ -4,7 +4,7 @@ A model's figure means little without these beside it. Every lookup is told what
 anchor, the masked text), counts on the training windows and backs off from its most specific key to the majority.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -59,15 +59,15 @@ def _columns(ids: np.ndarray, heads: np.ndarray, is_reversed: np.ndarray, tails:
     }
 
 
-def facts_table(windows: Iterable[dict], total: int) -> "pd.DataFrame":
+def facts_table(windows: WindowDataset) -> "pd.DataFrame":
     """All facts of some windows: what `RELATION_BASELINES` look up, and `relation`.
 
     Args:
-        windows: items of a `WindowDataset`.
-        total: their number.
+        windows: where the lookups count.
     """
     parts = []
-    for item in tqdm(windows, desc="counting relations", total=total, leave=False, disable=None):
+    for number in tqdm(range(len(windows)), desc="counting relations", leave=False, disable=None):
+        item = windows[number]
         first = np.cumsum(item["leaf_length"]) - item["leaf_length"]
         heads = np.stack([item["head_start"], item["head_length"]], axis=1).astype(np.int64)
         columns = _columns(
@@ -84,8 +84,15 @@ def table_of(parts: list[dict[str, np.ndarray]]) -> "pd.DataFrame":
     return pd.DataFrame({name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
 
 
-def _asked(windows: WindowDataset, collator, batch_size: int) -> "pd.DataFrame":
-    """The relations that `collator` hides: what is looked up, `relation`, and `visible` (the leaf stands in the window)."""
+def asked_table(windows: WindowDataset, collator, batch_size: int = 64) -> "pd.DataFrame":
+    """The relations that `collator` hides, in the order of windows and columns.
+
+    Args:
+        windows, collator, batch_size: as for `relation_baselines`.
+
+    Returns:
+        What is looked up, `relation`, and `visible` (the leaf stands in the window).
+    """
     parts = []
     for batch in _batches(windows, collator, batch_size, "scoring lookups"):
         shown = batch.get("leaf_in_window", np.zeros_like(batch["input_ids"]))
@@ -115,8 +122,9 @@ def relation_baselines(
         both again with `_visible` and `_invisible` for leaves whose text stands in the window or not (absent without
         targets of that kind), and `num_relations_masked`.
     """
-    counted = facts_table((train_windows[i] for i in range(len(train_windows))), len(train_windows))
-    return score_lookups(RELATION_BASELINES, counted, _asked(eval_windows, collator, batch_size))
+    return score_lookups(
+        RELATION_BASELINES, facts_table(train_windows), asked_table(eval_windows, collator, batch_size)
+    )
 
 
 def score_lookups(

@@ -48,7 +48,14 @@ from ..modeling_graphmert import GraphMertForPreTraining, GraphMertForPreTrainin
 from ..pretraining_metrics import DIAGNOSTIC_INPUTS
 from ..run_summary import environment, file_sha256
 from . import TASKS
-from .corpora import TRAINING_SPLIT, Corpus, check_nothing_shared, training_manifest_of
+from .corpora import (
+    TRAINING_SPLIT,
+    Corpus,
+    check_nothing_shared,
+    projects_of,
+    shared_projects,
+    training_manifest_of,
+)
 
 REPORT_VERSION = 1
 
@@ -298,6 +305,26 @@ class TaskContext:
         corpus = Corpus(path, [TRAINING_SPLIT])
         self._check_vocabulary(corpus)
         return corpus
+
+    @cached_property
+    def held_out(self) -> Corpus | None:
+        """What was held out of the training corpus: projects that neither checkpoint nor table has learned from.
+
+        None where the training corpus has no such split, where it is what is tested on, or where the checkpoint was
+        trained on some project of it.
+        """
+        training = self.training
+        splits = [name for name in training.manifest["splits"] if name != TRAINING_SPLIT]
+        if not splits or self.test.fingerprint == training.fingerprint:
+            return None
+        if shared_projects(projects_of(training.manifest, splits), self.trained_on):
+            return None
+        return Corpus(training.path, splits)
+
+    @property
+    def trained_on(self) -> list[str]:
+        """The projects that the checkpoint was trained on, as far as it says."""
+        return [] if self.training_manifest is None else projects_of(self.training_manifest, [TRAINING_SPLIT])
 
     def _check_vocabulary(self, corpus: Corpus) -> None:
         if corpus.tokenizer.get_vocab() != self.tokenizer.get_vocab():

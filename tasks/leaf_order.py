@@ -10,57 +10,67 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
-from ..chain_graphs.baselines import score_lookups
 from .base import TaskContext
 
 _COLUMNS = ("reversed", "before", "after", "tail", "others", "order", "relation", "visible")
 _TEXT = ("reversed", "before", "after")
+_LAST = (_TEXT, ("reversed",), ())
 NEIGHBOURS = {
-    "the set of the root's other relations": ((*_TEXT, "tail", "others"), (*_TEXT, "tail"), (*_TEXT, "others")),
+    "the set of the root's other relations": (
+        (*_TEXT, "tail", "others"),
+        (*_TEXT, "tail"),
+        (*_TEXT, "others"),
+        *_LAST,
+    ),
     "the root's other relations in order": (
         (*_TEXT, "tail", "order"),
         (*_TEXT, "tail", "others"),
         (*_TEXT, "tail"),
         (*_TEXT, "order"),
         (*_TEXT, "others"),
+        *_LAST,
     ),
 }
-_LAST = (_TEXT, ("reversed",), ())
+"""Each lookup's keys, from the most specific to the one it falls back to last."""
 
 
-def neighbour_lookups(context: TaskContext, train_windows, eval_windows, collator) -> dict[str, dict[str, float]]:
-    """Score the two lookups on the relations that `collator` hides in `eval_windows`.
+def neighbour_table(context: TaskContext, windows) -> pd.DataFrame:
+    """All facts of some windows, as the two lookups count them.
 
     Args:
-        context: for its progress bars and batches.
-        train_windows: where the lookups count.
-        eval_windows: where they are scored.
-        collator: hides the relations.
-
-    Returns:
-        As `baselines.relation_baselines`.
+        context: for its progress bar.
+        windows: a `WindowDataset`.
     """
-    counted = []
-    for item in context.progress(train_windows, "counting neighbours", total=len(train_windows)):
+    facts = []
+    for item in context.progress(windows, "counting neighbours", total=len(windows)):
         first = np.cumsum(item["leaf_length"]) - item["leaf_length"]
-        facts = np.stack(
-            [
-                item["leaf_root"],
-                item["relation"],
-                item["relation"],
-                item["reversed"],
-                item["head_start"],
-                item["head_length"],
-                item["leaf_ids"][first] if len(first) else first,
-                item["visible"],
-            ],
-            axis=1,
-        )
-        counted += _facts(item["input_ids"], facts)
-    asked = []
-    for indices in context.batches(eval_windows.lengths, "scoring neighbours"):
-        batch = {name: value.numpy() for name, value in collator([eval_windows[int(i)] for i in indices]).items()}
-        for row in range(len(indices)):
+        columns = [
+            item["leaf_root"],
+            item["relation"],
+            item["relation"],
+            item["reversed"],
+            item["head_start"],
+            item["head_length"],
+            item["leaf_ids"][first] if len(first) else first,
+            item["visible"],
+        ]
+        facts += _facts(item["input_ids"], np.stack(columns, axis=1))
+    return pd.DataFrame(facts, columns=_COLUMNS)
+
+
+def asked_neighbours(context: TaskContext, windows, collator) -> pd.DataFrame:
+    """The relations that `collator` hides, in the order of windows and columns, with the same columns.
+
+    Args:
+        context: for its progress bar and the size of its batches.
+        windows: a `WindowDataset`.
+        collator: hides the relations.
+    """
+    asked, size = [], context.arguments.batch_size
+    for start in context.progress(range(0, len(windows), size), "asking neighbours"):
+        examples = [windows[i] for i in range(start, min(start + size, len(windows)))]
+        batch = {name: value.numpy() for name, value in collator(examples).items()}
+        for row in range(len(examples)):
             at = (batch["leaf_index"][row] >= 0) & (batch["attention_mask"][row] > 0) & (batch["fact_place"][row] == 0)
             names = ("root_index", "relation_ids", "relation_labels", "relation_reversed", "head_start", "head_length")
             columns = [batch[name][row, at] for name in (*names, "input_ids", "leaf_in_window")]
@@ -69,8 +79,7 @@ def neighbour_lookups(context: TaskContext, train_windows, eval_windows, collato
                 for fact in _facts(batch["input_ids"][row], np.stack(columns, axis=1))
                 if fact[_COLUMNS.index("relation")] >= 0
             ]
-    lookups = {name: (*keys, *_LAST) for name, keys in NEIGHBOURS.items()}
-    return score_lookups(lookups, pd.DataFrame(counted, columns=_COLUMNS), pd.DataFrame(asked, columns=_COLUMNS))
+    return pd.DataFrame(asked, columns=_COLUMNS)
 
 
 def _facts(ids: np.ndarray, facts: np.ndarray) -> Iterator[tuple]:

@@ -1,7 +1,8 @@
 """Relation prediction: the relation of a leaf is hidden, and the relation head names it, beside lookups.
 
 The text is whole unless `--relation-mlm-probability` masks some of it; tail and head stay in sight. Lookups are told what
-the model is told and count on the training corpus (`chain_graphs.baselines`).
+the model is told and count on the training corpus (`chain_graphs.baselines`). With `--relation-table` the checkpoint is also
+judged together with a table of the training corpus (`relation_table`): figures with `_with_table` in the end.
 """
 
 from dataclasses import dataclass, field
@@ -9,11 +10,14 @@ from typing import ClassVar
 
 import numpy as np
 import torch
+from transformers.utils import logging
 
-from ..chain_graphs.baselines import relation_baselines, relation_scores
+from ..chain_graphs.baselines import relation_scores
 from ..pretraining_metrics import node_relation_logits
 from .base import NotApplicable, Task, TaskContext, TaskResult
-from .leaf_order import neighbour_lookups
+from .relation_table import EXPERTS, RelationTable, pooled
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass
@@ -27,6 +31,13 @@ class RelationPredictionOptions:
     )
     relation_mlm_probability: float = field(
         default=0.0, metadata={"help": "Share of the window's tokens that are masked."}
+    )
+    relation_table: bool = field(
+        default=True,
+        metadata={
+            "help": "Also judge the checkpoint together with a table of the training corpus, weighed on the projects that "
+            "were held out of it."
+        },
     )
 
 
@@ -50,14 +61,42 @@ class RelationPrediction(Task):
             masked_span_leaves=context.recipe.get("masked_span_leaves", "drop"),
         )
         found = predict_relations(context, windows, collator)
-        scores = relation_scores(found["relation"].tolist(), found["predicted"].tolist(), found["visible"].tolist())
+        gold, visible = found["relation"].tolist(), found["visible"].tolist()
+        scores = relation_scores(gold, found["predicted"].tolist(), visible)
         number = scores.pop("num_relations_masked")
-        trained = context.windows(context.training)
-        baselines = relation_baselines(trained, windows, collator)
-        baselines |= neighbour_lookups(context, trained, windows, collator)
+        table = RelationTable.count(context, context.windows(context.training))
+        asked = RelationTable.ask(context, windows, collator)
+        if asked.facts["relation"].tolist() != gold:
+            raise RuntimeError("the lookups were scored on other facts than the model")
+        baselines = table.lookups(asked)
+        log_p = found.pop("log_p")
+        counts, details = {}, {}
+        if options.relation_table and context.held_out is None:
+            logger.warning(
+                "--relation-table: checkpoint and table are weighed on projects that were held out of the training corpus, "
+                "and there is none, or it is what is tested on; the checkpoint is judged alone"
+            )
+        elif options.relation_table:
+            weighed_on = context.windows(context.held_out)
+            theirs = predict_relations(context, weighed_on, collator, "weighing")
+            known = table.log_p(RelationTable.ask(context, weighed_on, collator), config.num_relations)
+            asked_known = table.log_p(asked, config.num_relations)
+            both = np.concatenate([theirs["log_p"][..., None], known], axis=-1)
+            asked_both = np.concatenate([log_p[..., None], asked_known], axis=-1)
+            found["predicted_with_table"], weights = pooled(both, theirs["relation"], asked_both)
+            alone, _ = pooled(known, theirs["relation"], asked_known)
+            together = relation_scores(gold, found["predicted_with_table"].tolist(), visible)
+            baselines["the table"] = relation_scores(gold, alone.tolist(), visible)
+            scores |= {
+                f"{name}_with_table": value for name, value in together.items() if name != "num_relations_masked"
+            }
+            counts["relations_to_weigh_on"] = len(theirs["relation"])
+            details["weights"] = {
+                "projects": context.held_out.projects,
+                **dict(zip(("model", *EXPERTS), weights.round(3).tolist(), strict=True)),
+            }
         for figures in baselines.values():
-            if figures.pop("num_relations_masked") != number:
-                raise RuntimeError("the lookups were scored on other facts than the model")
+            figures.pop("num_relations_masked")
         by_relation = {
             name: {
                 "facts": int((found["relation"] == index).sum()),
@@ -73,36 +112,43 @@ class RelationPrediction(Task):
                 "windows": len(windows),
                 "hidden_relations": number,
                 "hidden_relations_visible_tail": int(found["visible"].sum()),
+                **counts,
             },
-            details={"by_relation": by_relation},
+            details={"by_relation": by_relation, **details},
             examples=found,
         )
 
 
-def predict_relations(context: TaskContext, windows, collator) -> dict[str, np.ndarray]:
+def predict_relations(
+    context: TaskContext, windows, collator, description: str = "relation_prediction"
+) -> dict[str, np.ndarray]:
     """What the relation head says of each hidden relation.
 
     Args:
         context: the checkpoint.
         windows: a `WindowDataset`.
         collator: hides the relations.
+        description: of the progress bar.
 
     Returns:
-        `relation`, `predicted`, `visible`, `window`: int64 (facts,), in the order of windows and columns.
+        `relation`, `predicted`, `visible`, `window`: int64 (facts,), in the order of windows and columns, and `log_p`
+        float32 (facts, num_relations).
     """
-    parts = []
-    for indices in context.batches(windows.lengths, "relation_prediction"):
+    parts, scores = [], []
+    for indices in context.batches(windows.lengths, description):
         batch = collator([windows[int(i)] for i in indices])
-        logits = context.predict(batch).relation_logits.cpu()
-        predicted = node_relation_logits(logits, batch).argmax(-1)
+        logits = node_relation_logits(context.predict(batch).relation_logits.cpu(), batch)
+        predicted = logits.argmax(-1)
         row, column = (batch["relation_labels"] >= 0).nonzero(as_tuple=True)
         values = (batch["relation_labels"], predicted, batch["leaf_in_window"])
         parts.append(torch.stack([*(value[row, column] for value in values), torch.as_tensor(indices)[row], column]))
+        scores.append(torch.log_softmax(logits[row, column].float(), dim=-1))
     table = torch.cat(parts, dim=1).numpy()
     if table.shape[1] == 0:
         raise ValueError("no relation was hidden: the corpus has no facts, or too few windows were taken")
-    table = table[:, np.lexsort((table[4], table[3]))]
-    return dict(zip(("relation", "predicted", "visible", "window"), table[:4], strict=True))
+    order = np.lexsort((table[4], table[3]))
+    names = ("relation", "predicted", "visible", "window")
+    return {**dict(zip(names, table[:4, order], strict=True)), "log_p": torch.cat(scores).numpy()[order]}
 
 
 TASK = RelationPrediction

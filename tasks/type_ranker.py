@@ -1,4 +1,4 @@
-"""Model and table together: a conditional logit over the candidates of a hidden type.
+"""Model and table together: a log-linear pool (`log_linear`) over the candidates of a hidden type.
 
     log p(candidate) = sum_k w_k f_k(candidate) + const
     f = (max(s - max s, -8), what is known before a model reads the code)
@@ -10,48 +10,12 @@ The few weights w are fitted by maximum likelihood on hidden types of projects t
 seen, as those of the test.
 """
 
-from collections.abc import Sequence
-
 import numpy as np
 
+from .log_linear import fit_weights
 from .type_scoring import Questions
 
-_PULL = 1e-3
 _FURTHEST = 8.0
-
-
-def fit_weights(features: Sequence[np.ndarray], right: Sequence[int]) -> np.ndarray:
-    """Weights of greatest likelihood, slightly pulled towards 0.
-
-    Args:
-        features: for each question float (candidates, K).
-        right: for each question the place of the right candidate.
-
-    Returns:
-        float64 (K,).
-
-    Raises:
-        ValueError: no question.
-    """
-    from scipy.optimize import minimize
-
-    if not len(features):
-        raise ValueError("no hidden type to fit weights on is among its candidates")
-
-    def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
-        value, slope = 0.0, np.zeros(len(weights))
-        for found, place in zip(features, right, strict=True):
-            logits = found @ weights
-            highest = logits.max()
-            shares = np.exp(logits - highest)
-            total = shares.sum()
-            value += highest + np.log(total) - logits[place]
-            slope += shares @ found / total - found[place]
-        pull = _PULL * weights
-        return value / len(features) + float(pull @ weights), slope / len(features) + 2 * pull
-
-    start = np.zeros(features[0].shape[1])
-    return minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": 200}).x
 
 
 class TypeRanker:

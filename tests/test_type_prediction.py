@@ -16,10 +16,11 @@ import graphmert.tasks.type_prediction as types
 from graphmert.code_graph import Triple, extract
 from graphmert.code_graph.annotations import HiddenType, hide_annotations, hide_in_graph
 from graphmert.tasks import run_task
+from graphmert.tasks.log_linear import fit_weights
 from graphmert.tasks.queries import Query, ask_in_leaf, ask_in_text, keep_facts, labels_at
 from graphmert.tasks.type_candidates import Candidates, DeclaredTypes, OwnTypes, form_of
 from graphmert.tasks.type_fine_tuning import TEXT_ROOM, ask_all
-from graphmert.tasks.type_ranker import TypeRanker, fit_weights
+from graphmert.tasks.type_ranker import TypeRanker
 from graphmert.tasks.type_scoring import Questions
 
 SOURCE = """import os
