@@ -6,9 +6,13 @@ tokens are predicted at once, in one forward pass. Tails are told apart by where
     visible     the leaf's words stand one after the other in the window's text
     invisible   they do not
     no_copy     moreover the leaf's first word stands nowhere in the text nor in another leaf that is shown
+
+That a tail is one of the last kind says something of it: what stands in the window is wrong. `_no_copy_excluding` gives
+every judge what the choice of these tails gives away, by taking these words out of the answers, as `loss_clean_excluding`
+does for masked tokens. With `--tail-table` the checkpoint is also judged on them together with a table of the training
+corpus (`tail_table`): figures with `_with_table` in the end.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import ClassVar
@@ -16,28 +20,16 @@ from typing import ClassVar
 import numpy as np
 import pandas as pd
 import torch
+from transformers.utils import logging
 
-from ..chain_graphs.baselines import by_frequency, table_of
 from ..chain_graphs.windows import WindowDataset, canonical_ids
 from .base import NotApplicable, Task, TaskContext, TaskResult
+from .tail_table import COLUMNS, EXPERTS, TOKEN, TOP, Opinions, score_tail_lookups, tails_table
 
-_RELATION = ("relation", "reversed")
-LOOKUPS: dict[str, tuple[tuple[str, ...], ...]] = {
-    "majority": (("length",), ()),
-    "relation": ((*_RELATION, "length"), _RELATION, ("length",), ()),
-    "relation and head": (
-        (*_RELATION, "head", "length"),
-        (*_RELATION, "head"),
-        (*_RELATION, "length"),
-        _RELATION,
-        (),
-    ),
-}
-"""Each lookup's keys, from the most specific to the one it falls back to last."""
-_COLUMNS = (*_RELATION, "head", "length", "first", "tail")
-# Big-endian, so that bytes are in the order of their tokens.
-_TOKEN = ">i8"
-TOP = 5
+logger = logging.get_logger(__name__)
+
+
+_EXCLUDING = "_no_copy_excluding"
 
 
 @dataclass
@@ -47,6 +39,13 @@ class TailPredictionOptions:
     _argument_group_name: ClassVar[str] = "tail_prediction"
 
     tail_share: float = field(default=0.15, metadata={"help": "Share of a window's facts whose tail is hidden."})
+    tail_table: bool = field(
+        default=True,
+        metadata={
+            "help": "Also judge the checkpoint together with a table of the training corpus, on tails without a copy in "
+            "sight, weighed on the projects that were held out of it."
+        },
+    )
 
 
 class TailPrediction(Task):
@@ -60,39 +59,72 @@ class TailPrediction(Task):
             raise NotApplicable("without leaves there is no tail to predict")
         windows = context.windows(context.test, context.arguments.max_examples)
         tails, asked = predict_tails(context, windows, options.tail_share)
+        log_p, shown = tails.pop("log_p"), tails.pop("shown")
+        no_copy = tails["no_copy"]
         groups = {
             "": np.ones_like(tails["visible"]),
             "_visible": tails["visible"],
             "_invisible": ~tails["visible"],
-            "_no_copy": tails["no_copy"],
+            "_no_copy": no_copy,
         }
+        canonical = canonical_ids(context.tokenizer)
         trained = context.windows(context.training)
-        counted = tails_table(context.progress(trained, "counting tails", total=len(trained)))
+        counted = tails_table(context.progress(trained, "counting tails", total=len(trained)), canonical)
         lookups = score_tail_lookups(counted, asked)
         baselines = {name: figures_of(*found, groups) for name, found in lookups.items()}
+        figures = figures_of(tails["first_rank"], tails["whole"], groups)
+        counts, details = {}, {}
+        if no_copy.any():
+            chosen = {_EXCLUDING: np.ones(int(no_copy.sum()), dtype=bool)}
+            opinions = _opinions(log_p, shown, canonical, counted, asked, no_copy)
+            figures |= first_figures(opinions.only(0).ranks([1]), chosen)
+            for place, name in enumerate(EXPERTS, 1):
+                baselines.setdefault(name, {}).update(first_figures(opinions.only(place).ranks([1]), chosen))
+        if options.tail_table and context.held_out is None:
+            logger.warning(
+                "--tail-table: checkpoint and table are weighed on projects that were held out of the training corpus, and "
+                "there is none, or it is what is tested on; the checkpoint is judged alone"
+            )
+        elif options.tail_table and no_copy.any():
+            theirs, facts = predict_tails(context, context.windows(context.held_out), options.tail_share, "weighing")
+            weighed_on = _opinions(theirs["log_p"], theirs["shown"], canonical, counted, facts, theirs["no_copy"])
+            weights, table = weighed_on.fit(), range(1, len(EXPERTS) + 1)
+            ranks = opinions.ranks(weights)
+            figures |= {f"{name}_with_table": value for name, value in first_figures(ranks, chosen).items()}
+            tails["first_rank_with_table"] = np.full(len(no_copy), -1)
+            tails["first_rank_with_table"][no_copy] = ranks
+            alone = opinions.only(*table).ranks(weighed_on.only(*table).fit())
+            baselines["the table"] = first_figures(alone, chosen)
+            counts["tails_to_weigh_on"] = len(weighed_on.first)
+            details["weights"] = {
+                "projects": context.held_out.projects,
+                **dict(zip(("model", *EXPERTS), weights.round(3).tolist(), strict=True)),
+            }
         by_relation = {}
         for index, name in enumerate(context.config.relation_names):
             chosen = tails["relation"] == index
             if chosen.any():
-                figures = figures_of(tails["first_rank"], tails["whole"], {"": chosen})
-                by_relation[name] = {"tails": int(chosen.sum()), **figures}
+                found = figures_of(tails["first_rank"], tails["whole"], {"": chosen})
+                by_relation[name] = {"tails": int(chosen.sum()), **found}
         return TaskResult(
-            figures=figures_of(tails["first_rank"], tails["whole"], groups),
+            figures=figures,
             baselines=baselines,
             counts={
                 "windows": len(windows),
                 **{"hidden_tails" + suffix: int(chosen.sum()) for suffix, chosen in groups.items()},
+                **counts,
             },
             details={
                 "trained_to_predict_tails": context.config.mnm_target != "relation",
                 "by_relation": by_relation,
+                **details,
             },
             examples=tails,
         )
 
 
 def predict_tails(
-    context: TaskContext, windows: WindowDataset, share: float
+    context: TaskContext, windows: WindowDataset, share: float, description: str = "tail_prediction"
 ) -> tuple[dict[str, np.ndarray], pd.DataFrame]:
     """Hide a share of the tails and predict them.
 
@@ -100,19 +132,21 @@ def predict_tails(
         context: the checkpoint.
         windows: with leaves.
         share: of a window's facts.
+        description: of the progress bar.
 
     Returns:
         Arrays (tails,) in the order of windows and columns: `window`, `column`, `relation` int64; `visible`, `no_copy`;
         `first_rank`: other tokens that the model likes at least as well as the tail's first; `whole`: all tokens are the
-        model's first choice. And the columns of `tails_table` of each tail.
+        model's first choice; `log_p` of the first token, float16 (tails, vocab_size), and `shown`, a list with the
+        canonical ids of what stands in the window and its leaves. And the columns of `tails_table` of each tail.
 
     Raises:
         ValueError: not a single tail was hidden.
     """
     collator = context.collator(mnm_probability=share, mnm_target="tail")
     canonical, mask = canonical_ids(context.tokenizer), context.tokenizer.mask_token_id
-    rows, features = [], []
-    for indices in context.batches(windows.lengths, "tail_prediction"):
+    rows, features, opinions, stands = [], [], [], []
+    for indices in context.batches(windows.lengths, description):
         batch = collator([windows[int(i)] for i in indices])
         hidden = batch["labels"] >= 0
         # The collator leaves 10 % of the tails as they are and makes 10 % random, which is for training only.
@@ -124,113 +158,58 @@ def predict_tails(
         row, column = hidden.numpy().nonzero()
         arrays = {name: value.numpy() for name, value in batch.items()}
         begins = np.flatnonzero(arrays["fact_place"][row, column] == 0)
+        # Half precision: all of them are kept, a vocabulary for each tail.
+        opinions.append(torch.log_softmax(logits[begins], dim=-1).half().cpu().numpy())
+        ids_shown = [
+            np.unique(canonical[ids[mask > 0]])
+            for ids, mask in zip(arrays["input_ids"], arrays["attention_mask"], strict=True)
+        ]
         for low, high in pairwise([*begins.tolist(), len(row)]):
             r, c = row[low], column[low]
             ids, tail = arrays["input_ids"][r], arrays["labels"][r, column[low:high]].tolist()
-            shown = canonical[ids[arrays["attention_mask"][r] > 0]]
+            shown = ids_shown[r]
             visible = arrays["leaf_in_window"][r, c] > 0
             no_copy = not visible and canonical[tail[0]] not in shown
             relation = arrays["relation_ids"][r, c]
             rows.append((indices[r], c, relation, visible, no_copy, rank[low], right[low:high].all()))
             start = arrays["head_start"][r, c]
-            head = ids[start : start + arrays["head_length"][r, c]].astype(_TOKEN).tobytes()
-            whole = np.array(tail, dtype=_TOKEN).tobytes()
-            features.append((relation, arrays["relation_reversed"][r, c], head, len(tail), tail[0], whole))
+            head = ids[start : start + arrays["head_length"][r, c]]
+            ends = canonical[head[0]], canonical[head[-1]]
+            words, whole = head.astype(TOKEN).tobytes(), np.array(tail, dtype=TOKEN).tobytes()
+            features.append((relation, arrays["relation_reversed"][r, c], words, *ends, len(tail), tail[0], whole))
+            stands.append(shown)
     if not rows:
         raise ValueError("no tail was hidden: the corpus has no facts, or too few windows were taken")
     order = sorted(range(len(rows)), key=lambda i: rows[i][:2])
     names = ("window", "column", "relation", "visible", "no_copy", "first_rank", "whole")
     columns = zip(*(rows[i] for i in order), strict=True)
     tails = {name: np.array(values) for name, values in zip(names, columns, strict=True)}
-    return tails, pd.DataFrame([features[i] for i in order], columns=_COLUMNS)
+    tails |= {"log_p": np.concatenate(opinions)[order], "shown": [stands[i] for i in order]}
+    return tails, pd.DataFrame([features[i] for i in order], columns=COLUMNS)
 
 
-def figures_of(rank: np.ndarray, whole: np.ndarray, groups: dict[str, np.ndarray]) -> dict[str, float]:
-    """Shares of first tokens ranked first and among the first five, and of whole tails, by group."""
+def _opinions(log_p: np.ndarray, shown: list, canonical: np.ndarray, counted, asked, chosen: np.ndarray) -> Opinions:
+    """Opinions of some of the tails, bool (tails,)."""
+    places = np.flatnonzero(chosen)
+    return Opinions.of(log_p[places], [shown[i] for i in places], canonical, counted, asked.iloc[places])
+
+
+def first_figures(rank: np.ndarray, groups: dict[str, np.ndarray]) -> dict[str, float]:
+    """Shares of first tokens ranked first and among the first five, by group."""
     figures = {}
     for suffix, chosen in groups.items():
         if chosen.any():
             figures["first_top1" + suffix] = float((rank[chosen] < 1).mean())
             figures[f"first_top{TOP}" + suffix] = float((rank[chosen] < TOP).mean())
-            figures["whole" + suffix] = float(whole[chosen].mean())
     return figures
 
 
-def tails_table(windows: Iterable[dict]) -> pd.DataFrame:
-    """All facts of some windows, as lookups count them: what they are told, `first` and `tail`.
-
-    Args:
-        windows: items of a `WindowDataset` with leaves.
-    """
-    parts = []
-    for item in windows:
-        ids, tails = item["input_ids"].astype(_TOKEN), item["leaf_ids"].astype(_TOKEN)
-        start, end = item["head_start"], item["head_start"] + item["head_length"]
-        last = np.cumsum(item["leaf_length"])
-        first = (last - item["leaf_length"]).astype(np.int64)
-        parts.append(
-            {
-                "relation": item["relation"],
-                "reversed": item["reversed"],
-                "head": _pieces(ids, start, end),
-                "length": item["leaf_length"],
-                "first": tails[first].astype(np.int64),
-                "tail": _pieces(tails, first, last),
-            }
-        )
-    return table_of(parts)
-
-
-def _pieces(tokens: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
-    """Bytes of some spans, object (spans,): in the order of their tokens."""
-    pieces = np.empty(len(starts), dtype=object)
-    pieces[:] = [tokens[start:end].tobytes() for start, end in zip(starts, ends, strict=True)]
-    return pieces
-
-
-def score_tail_lookups(counted: pd.DataFrame, asked: pd.DataFrame) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """What each lookup answers: the most frequent tails of its most specific key that was counted.
-
-    Answers that are left over among the first `TOP` come from the next keys.
-
-    Args:
-        counted: of `tails_table`.
-        asked: hidden tails, with the same columns.
-
-    Returns:
-        By lookup the rank of the tail's first token, `TOP` where it is not among the answers, int64 (asked,), and whether
-        the whole tail is right, bool (asked,).
-    """
-    # Numbers in the order of the bytes are counted faster.
-    for name in ("head", "tail"):
-        numbers, _ = pd.factorize(pd.concat([counted[name], asked[name]]), sort=True)
-        counted = counted.assign(**{name: numbers[: len(counted)]})
-        asked = asked.assign(**{name: numbers[len(counted) :]})
-    answers = {}
-    for key in {key for keys in LOOKUPS.values() for key in keys}:
-        firsts, wholes = by_frequency(counted, key, "first"), by_frequency(counted, key, "tail")
-        if key:
-            columns = list(key)
-            firsts = firsts.merge(asked[columns].drop_duplicates(), on=columns)
-            firsts = firsts.groupby(columns, sort=False).head(TOP).groupby(columns, sort=False)["first"].agg(list)
-            wholes = wholes.drop_duplicates(columns).set_index(columns)["tail"]
-            found = asked[columns].join(firsts, on=columns).join(wholes, on=columns)
-            answers[key] = found["first"].tolist(), found["tail"].tolist()
-        else:
-            first, whole = firsts["first"].head(TOP).tolist(), wholes["tail"].iloc[0]
-            answers[key] = [first] * len(asked), [whole] * len(asked)
-    scores = {}
-    for name, keys in LOOKUPS.items():
-        ranks, rights = [], []
-        for place, (first, tail) in enumerate(zip(asked["first"], asked["tail"], strict=True)):
-            found = [(firsts[place], wholes[place]) for firsts, wholes in (answers[key] for key in keys)]
-            # Where a key was not counted the join leaves NaN.
-            found = [(firsts, whole) for firsts, whole in found if isinstance(firsts, list)]
-            tokens = list(dict.fromkeys(token for firsts, _ in found for token in firsts))[:TOP]
-            ranks.append(tokens.index(first) if first in tokens else TOP)
-            rights.append(bool(found) and found[0][1] == tail)
-        scores[name] = np.array(ranks), np.array(rights)
-    return scores
+def figures_of(rank: np.ndarray, whole: np.ndarray, groups: dict[str, np.ndarray]) -> dict[str, float]:
+    """Shares of first tokens ranked first and among the first five, and of whole tails, by group."""
+    figures = first_figures(rank, groups)
+    return figures | {
+        "whole" + suffix: float(whole[chosen].mean()) for suffix, chosen in groups.items() if chosen.any()
+    }
 
 
 TASK = TailPrediction
