@@ -295,14 +295,14 @@ def test_tail_lookups_by_hand():
         (3, 1, 5, 0, 0, 3, 0, [9]),
         (4, 1, 5, 0, 0, 4, 0, [7, 7]),
     ]
-    counted = tails.tails_table([window([0, 20, 21, 22, 23, 2], facts)])
+    counted = tails.tails_table([window([0, 20, 21, 22, 23, 2], facts)], np.arange(100))
 
     def tokens(*ids):
         return np.array(ids, dtype=">i8").tobytes()
 
     asked = counted.iloc[:0]
     for length, tail in ((1, (8,)), (1, (9,)), (2, (7, 7)), (2, (7, 8)), (1, (55,))):
-        asked.loc[len(asked)] = (5, 0, tokens(20), length, tail[0], tokens(*tail))
+        asked.loc[len(asked)] = (5, 0, tokens(20), 20, 20, length, tail[0], tokens(*tail))
     scores = {
         name: list(zip(*map(list, found), strict=True))
         for name, found in tails.score_tail_lookups(counted, asked).items()

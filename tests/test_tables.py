@@ -1,0 +1,223 @@
+"""Tables of the training corpus, their probabilities, and the pools of a checkpoint with them."""
+
+import json
+import shutil
+from collections import Counter
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from tiny_tasks import checkpoint, context, corpora, scratch
+
+import graphmert.tasks.tail_table as tail_table
+from graphmert.chain_graphs.back_off import BackOff
+from graphmert.chain_graphs.baselines import RELATION_BASELINES, asked_table, facts_table
+from graphmert.chain_graphs.windows import canonical_ids
+from graphmert.tasks import run_task
+from graphmert.tasks.relation_prediction import predict_relations
+from graphmert.tasks.relation_table import EXPERTS, RelationTable, pooled
+from graphmert.tasks.tail_prediction import predict_tails
+from graphmert.tasks.tail_table import Opinions
+
+
+def naive_back_off(counted, asked, keys, target, num_targets, strength):
+    """p_i = (c_i + s p_{i-1}) / (n_i + s), fact by fact."""
+    rows = []
+    for question in asked.to_dict("records"):
+        shares = [1 / num_targets] * num_targets
+        for key in reversed(keys):
+            found = Counter(
+                fact[target]
+                for fact in counted.to_dict("records")
+                if all(fact[column] == question[column] for column in key)
+            )
+            total = sum(found.values())
+            shares = [(found[t] + strength * shares[t]) / (total + strength) for t in range(num_targets)]
+        rows.append(np.log(shares))
+    return np.array(rows)
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.3, 20.0])
+def test_back_off_against_a_naive_loop(strength):
+    rng = np.random.default_rng(0)
+    # Heads are bytes as in the tables; some questions have keys that were never counted.
+    tables = [
+        pd.DataFrame(
+            {
+                "head": [bytes([x]) for x in rng.integers(0, limit, number)],
+                "before": rng.integers(0, limit, number),
+                "relation": rng.integers(0, 4, number),
+            }
+        )
+        for number, limit in ((60, 3), (25, 5))
+    ]
+    keys = (("head", "before"), ("head",), ())
+    expected = naive_back_off(*tables, keys, "relation", 5, strength)
+    found = BackOff.of(*tables, keys, "relation", 5, strength)
+    np.testing.assert_allclose(found.log_p(), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(np.exp(found.log_p()).sum(1), 1, rtol=1e-5)
+    np.testing.assert_array_equal(found.log_p(7, 12), found.log_p()[7:12])
+    # Target 4 was never counted, and is not impossible.
+    assert np.isfinite(found.log_p()[:, 4]).all()
+
+
+def test_back_off_that_counted_nothing_is_uniform():
+    asked = pd.DataFrame({"head": [1, 2]})
+    counted = pd.DataFrame({"head": [], "relation": []}).astype(np.int64)
+    found = BackOff.of(counted, asked, (("head",), ()), "relation", 4).log_p()
+    np.testing.assert_allclose(found, np.log(0.25), rtol=1e-6)
+
+
+def test_relation_table_counts_the_training_corpus_alone():
+    opened = context()
+    windows = opened.windows(opened.test)
+    collator = opened.collator(mnm_probability=0.3)
+    trained = opened.windows(opened.training)
+    table, asked = RelationTable.count(opened, trained), RelationTable.ask(opened, windows, collator)
+    number = opened.config.num_relations
+    found = table.log_p(asked, number)
+    assert found.shape == (len(asked.facts), number, len(EXPERTS)) and len(asked.facts) > 50
+    facts, questions = facts_table(trained), asked_table(windows, collator)
+    for place in (0, 1):
+        keys = (*RELATION_BASELINES[EXPERTS[place]], ())
+        expected = naive_back_off(facts, questions[:10], keys, "relation", number, 1.0)
+        np.testing.assert_allclose(found[:10, :, place], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_relations_with_the_table():
+    report = run_task(
+        "relation_prediction", checkpoint(), corpora()[1], relation_share=0.3, save_examples=True, output=str(saved())
+    )
+    opened = context()
+    windows, weighed_on = opened.windows(opened.test), opened.windows(opened.held_out)
+    collator = opened.collator(mnm_probability=0.3)
+    found, theirs = (predict_relations(opened, every, collator) for every in (windows, weighed_on))
+    table = RelationTable.count(opened, opened.windows(opened.training))
+    known, their_known = (
+        table.log_p(RelationTable.ask(opened, every, collator), opened.config.num_relations)
+        for every in (windows, weighed_on)
+    )
+    both = [
+        np.concatenate([mine["log_p"][..., None], log_p], axis=-1)
+        for mine, log_p in ((theirs, their_known), (found, known))
+    ]
+    together, weights = pooled(both[0], theirs["relation"], both[1])
+    alone, _ = pooled(their_known, theirs["relation"], known)
+    assert report["figures"]["accuracy_with_table"] == pytest.approx((together == found["relation"]).mean())
+    assert report["baselines"]["the table"]["accuracy"] == pytest.approx((alone == found["relation"]).mean())
+    assert report["counts"]["relations_to_weigh_on"] == len(theirs["relation"]) > 0
+    stated = report["details"]["weights"]
+    assert stated.pop("projects") == ["beta"] and list(stated) == ["model", *EXPERTS]
+    np.testing.assert_allclose(list(stated.values()), weights, atol=6e-4)
+    with np.load(saved().with_suffix(".relation_prediction.npz")) as examples:
+        np.testing.assert_array_equal(examples["predicted_with_table"], together)
+        assert "log_p" not in examples
+    # An untrained checkpoint is no help, the table is.
+    assert report["figures"]["accuracy_with_table"] > report["figures"]["accuracy"] + 0.2
+    without = run_task("relation_prediction", checkpoint(), corpora()[1], relation_share=0.3, relation_table=False)
+    assert "the table" not in without["baselines"] and "weights" not in without["details"]
+    assert without["figures"] == {k: v for k, v in report["figures"].items() if not k.endswith("_with_table")}
+
+
+def saved():
+    return scratch() / "with_table.json"
+
+
+def test_pool_weighs_what_is_right():
+    rng = np.random.default_rng(0)
+    truth = rng.integers(0, 4, 3000)
+    good, noise = (np.log(rng.dirichlet(np.ones(4), 3000)) for _ in range(2))
+    good[np.arange(3000), truth] += 2
+    log_p = np.stack([good, noise], axis=-1).astype(np.float32)
+    answers, weights = pooled(log_p[:2000], truth[:2000], log_p[2000:])
+    assert weights[0] > 0.5 and abs(weights[1]) < 0.1
+    assert (answers == truth[2000:]).mean() >= (good[2000:].argmax(1) == truth[2000:]).mean() - 0.02
+
+
+@pytest.mark.parametrize("name", ["relation_prediction", "tail_prediction"])
+def test_nothing_held_out_to_weigh_on(name, caplog):
+    # Tested on what was held out of the training corpus: the table would be weighed on the test itself.
+    report = run_task(name, checkpoint(), corpora()[0])
+    assert "weights" not in report["details"] and "judged alone" in caplog.text
+    assert not any(figure.endswith("_with_table") for figure in report["figures"])
+
+
+def test_held_out_projects_are_not_weighed_on_if_they_were_trained_on():
+    assert context().held_out.projects == ["beta"] and context().held_out.splits == ["validation"]
+    directory = scratch() / "models" / "trained-on-beta"
+    shutil.copytree(checkpoint(), directory)
+    manifest = json.loads((directory / "manifest.json").read_text(encoding="utf-8"))
+    splits = manifest["splits"]
+    splits["train"]["projects"], splits["validation"]["projects"] = ["beta", "epsilon"], ["alpha"]
+    (directory / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    assert context(directory).trained_on == ["beta", "epsilon"] and context(directory).held_out is None
+
+
+def test_opinions_on_tails_against_a_naive_loop(monkeypatch):
+    # Every token is a candidate then, so that ranks are those among all that stand nowhere in the window.
+    monkeypatch.setattr(tail_table, "_CANDIDATES", 10_000)
+    monkeypatch.setattr(tail_table, "_AT_ONCE", 7)
+    opened = context()
+    tails, asked = predict_tails(opened, opened.windows(opened.test), 0.5)
+    canonical = canonical_ids(opened.tokenizer)
+    trained = opened.windows(opened.training)
+    counted = tail_table.tails_table([trained[i] for i in range(len(trained))], canonical)
+    chosen = np.flatnonzero(tails["no_copy"])
+    shown = [tails["shown"][i] for i in chosen]
+    opinions = Opinions.of(tails["log_p"][chosen], shown, canonical, counted, asked.iloc[chosen])
+    assert len(chosen) > 5
+    experts = [
+        naive_back_off(counted, asked.iloc[chosen[:3]], keys, "first", len(canonical), 1.0)
+        for keys in tail_table.EXPERTS.values()
+    ]
+    weights = [0.3, 0.5, -0.1, 0.2]
+    for place, index in enumerate(chosen):
+        allowed = [token for token in range(len(canonical)) if canonical[token] not in set(shown[place])]
+        assert opinions.candidates[place].tolist() == allowed
+        np.testing.assert_array_equal(
+            opinions.features[place][:, 0], tails["log_p"][index][allowed].astype(np.float32)
+        )
+        if place < 3:
+            for column, expected in enumerate(experts, 1):
+                np.testing.assert_allclose(
+                    opinions.features[place][:, column], expected[place][allowed], rtol=1e-4, atol=1e-4
+                )
+        first = asked["first"].iloc[index]
+        scores = opinions.features[place] @ np.array(weights)
+        expected = sum(score >= scores[allowed.index(first)] for score in scores) - 1
+        assert opinions.ranks(weights)[place] == expected
+
+
+def test_tails_that_are_no_candidate_are_wrong():
+    opinions = Opinions(
+        [np.array([3, 5, 9]), np.array([4]), np.array([7, 8])],
+        [np.array([[0.0], [-1.0], [-2.0]]), np.array([[0.0]]), np.array([[-1.0], [-1.0]])],
+        np.array([5, 6, 8]),
+    )
+    # The second, the only candidate is another; the third, a tie counts against the tail.
+    assert opinions.ranks([1.0]).tolist() == [1, tail_table.TOP, 1]
+    assert opinions.ranks([-1.0]).tolist() == [1, tail_table.TOP, 1]
+
+
+def test_tails_with_the_table():
+    report = run_task("tail_prediction", checkpoint(), corpora()[1], tail_share=0.5)
+    figures, baselines, counts = report["figures"], report["baselines"], report["counts"]
+    assert counts["tails_to_weigh_on"] > 0 and counts["hidden_tails_no_copy"] > 0
+    assert set(report["details"]["weights"]) == {"projects", "model", *tail_table.EXPERTS}
+    for name in ("first_top1_no_copy_excluding", "first_top5_no_copy_excluding"):
+        assert all(name in baselines[expert] for expert in (*tail_table.EXPERTS, "the table"))
+        # An untrained checkpoint adds nothing to the table.
+        assert figures[name + "_with_table"] > figures[name]
+    without = run_task("tail_prediction", checkpoint(), corpora()[1], tail_share=0.5, tail_table=False)
+    assert "the table" not in without["baselines"] and "first_top1_no_copy_excluding" in without["figures"]
+
+
+def test_words_of_the_window_are_out_of_the_answers():
+    opened = context()
+    tails, asked = predict_tails(opened, opened.windows(opened.test), 0.5)
+    canonical = canonical_ids(opened.tokenizer)
+    for index in np.flatnonzero(tails["no_copy"]):
+        assert canonical[asked["first"].iloc[index]] not in tails["shown"][index]
+    assert np.exp(tails["log_p"].astype(np.float32)).sum(1) == pytest.approx(1, abs=5e-3)
+    assert tails["log_p"].dtype == np.float16 and not torch.is_tensor(tails["log_p"])
