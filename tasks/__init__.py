@@ -5,6 +5,7 @@
     type_queries.py  hidden types and their places; type_candidates.py: what they are chosen from; type_scoring.py: by the
                      checkpoint, type_ranker.py: together with a table, type_fine_tuning.py: after fine-tuning
     leaf_order.py    whether the order of leaves tells a hidden relation
+    relation_table.py, tail_table.py  what a table of the training corpus says; log_linear.py: several opinions made one
     corpora.py       test and training corpora; refuses a test project that stands in the training corpus
     functions.py     functions of files and of CodeSearchNet's own; excerpts.py: with their facts, names masked
     retrieval.py     texts as windows, embeddings, pools, BM25; fine_tuning.py: contrastive fine-tuning

@@ -39,6 +39,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerFast
+from transformers.utils import logging
 
 from ..chain_graphs.tokenizer import check_tokenizer
 from ..chain_graphs.windows import WindowDataset
@@ -56,6 +57,8 @@ from .corpora import (
     shared_projects,
     training_manifest_of,
 )
+
+logger = logging.get_logger(__name__)
 
 REPORT_VERSION = 1
 
@@ -305,6 +308,20 @@ class TaskContext:
         corpus = Corpus(path, [TRAINING_SPLIT])
         self._check_vocabulary(corpus)
         return corpus
+
+    def corpus_to_weigh_on(self, option: str) -> Corpus | None:
+        """`held_out`, where a checkpoint and a table are weighed; without one a warning that names the option."""
+        if self.held_out is None:
+            self.warn_of_no_weighing(option, "there is none, or it is what is tested on")
+        return self.held_out
+
+    @staticmethod
+    def warn_of_no_weighing(option: str, reason: str) -> None:
+        """Say that a checkpoint is judged alone."""
+        logger.warning(
+            f"{option}: checkpoint and table are weighed on projects that were held out of the training corpus, and "
+            f"{reason}; the checkpoint is judged alone"
+        )
 
     @cached_property
     def held_out(self) -> Corpus | None:

@@ -10,14 +10,11 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from transformers.utils import logging
 
 from ..chain_graphs.baselines import relation_scores
 from ..pretraining_metrics import node_relation_logits
 from .base import NotApplicable, Task, TaskContext, TaskResult
 from .relation_table import EXPERTS, RelationTable, pooled
-
-logger = logging.get_logger(__name__)
 
 
 @dataclass
@@ -61,40 +58,24 @@ class RelationPrediction(Task):
             masked_span_leaves=context.recipe.get("masked_span_leaves", "drop"),
         )
         found = predict_relations(context, windows, collator)
-        gold, visible = found["relation"].tolist(), found["visible"].tolist()
-        scores = relation_scores(gold, found["predicted"].tolist(), visible)
-        number = scores.pop("num_relations_masked")
+        log_p, gold, visible = found.pop("log_p"), found["relation"].tolist(), found["visible"].tolist()
         table = RelationTable.count(context, context.windows(context.training))
         asked = RelationTable.ask(context, windows, collator)
         if asked.facts["relation"].tolist() != gold:
             raise RuntimeError("the lookups were scored on other facts than the model")
-        baselines = table.lookups(asked)
-        log_p = found.pop("log_p")
-        counts, details = {}, {}
-        if options.relation_table and context.held_out is None:
-            logger.warning(
-                "--relation-table: checkpoint and table are weighed on projects that were held out of the training corpus, "
-                "and there is none, or it is what is tested on; the checkpoint is judged alone"
-            )
-        elif options.relation_table:
-            weighed_on = context.windows(context.held_out)
-            theirs = predict_relations(context, weighed_on, collator, "weighing")
-            known = table.log_p(RelationTable.ask(context, weighed_on, collator), config.num_relations)
-            asked_known = table.log_p(asked, config.num_relations)
-            both = np.concatenate([theirs["log_p"][..., None], known], axis=-1)
-            asked_both = np.concatenate([log_p[..., None], asked_known], axis=-1)
-            found["predicted_with_table"], weights = pooled(both, theirs["relation"], asked_both)
-            alone, _ = pooled(known, theirs["relation"], asked_known)
-            together = relation_scores(gold, found["predicted_with_table"].tolist(), visible)
-            baselines["the table"] = relation_scores(gold, alone.tolist(), visible)
-            scores |= {
-                f"{name}_with_table": value for name, value in together.items() if name != "num_relations_masked"
-            }
-            counts["relations_to_weigh_on"] = len(theirs["relation"])
-            details["weights"] = {
-                "projects": context.held_out.projects,
-                **dict(zip(("model", *EXPERTS), weights.round(3).tolist(), strict=True)),
-            }
+        scores = relation_scores(gold, found["predicted"].tolist(), visible)
+        number = scores.pop("num_relations_masked")
+        baselines, counts, details = table.lookups(asked), {}, {}
+        held_out = context.corpus_to_weigh_on("--relation-table") if options.relation_table else None
+        if held_out is not None:
+            pool = _pool_with_table(context, context.windows(held_out), collator, table, asked, log_p)
+            found["predicted_with_table"] = pool.together
+            together = relation_scores(gold, pool.together.tolist(), visible)
+            del together["num_relations_masked"]
+            scores |= {f"{name}_with_table": value for name, value in together.items()}
+            baselines["the table"] = relation_scores(gold, pool.table_alone.tolist(), visible)
+            counts["relations_to_weigh_on"] = pool.num_weighed_on
+            details["weights"] = {"projects": held_out.projects, **pool.weights}
         for figures in baselines.values():
             figures.pop("num_relations_masked")
         by_relation = {
@@ -117,6 +98,38 @@ class RelationPrediction(Task):
             details={"by_relation": by_relation, **details},
             examples=found,
         )
+
+
+@dataclass(frozen=True)
+class _Pool:
+    """What checkpoint and table say together, and the table alone, int64 (facts,); how they are weighed, and on how many."""
+
+    together: np.ndarray
+    table_alone: np.ndarray
+    weights: dict[str, float]
+    num_weighed_on: int
+
+
+def _pool_with_table(
+    context: TaskContext, weighed_on, collator, table: RelationTable, asked: RelationTable, log_p: np.ndarray
+) -> _Pool:
+    """Pool checkpoint and table.
+
+    Args:
+        context: the checkpoint.
+        weighed_on: windows of projects that neither has learned from.
+        collator: hides the relations.
+        table: of the training corpus.
+        asked, log_p: the facts, and what the checkpoint says of them (facts, num_relations).
+    """
+    theirs = predict_relations(context, weighed_on, collator, "weighing")
+    known = table.log_p(RelationTable.ask(context, weighed_on, collator), context.config.num_relations)
+    asked_known = table.log_p(asked, context.config.num_relations)
+    both = np.concatenate([theirs["log_p"][..., None], known], axis=-1)
+    together, weights = pooled(both, theirs["relation"], np.concatenate([log_p[..., None], asked_known], axis=-1))
+    table_alone, _ = pooled(known, theirs["relation"], asked_known)
+    named = dict(zip(("model", *EXPERTS), weights.round(3).tolist(), strict=True))
+    return _Pool(together, table_alone, named, len(known))
 
 
 def predict_relations(
@@ -145,7 +158,9 @@ def predict_relations(
         scores.append(torch.log_softmax(logits[row, column].float(), dim=-1))
     table = torch.cat(parts, dim=1).numpy()
     if table.shape[1] == 0:
-        raise ValueError("no relation was hidden: the corpus has no facts, or too few windows were taken")
+        raise ValueError(
+            f"{description}: no relation was hidden; the corpus has no facts, or too few windows were taken"
+        )
     order = np.lexsort((table[4], table[3]))
     names = ("relation", "predicted", "visible", "window")
     return {**dict(zip(names, table[:4, order], strict=True)), "log_p": torch.cat(scores).numpy()[order]}

@@ -20,16 +20,10 @@ from typing import ClassVar
 import numpy as np
 import pandas as pd
 import torch
-from transformers.utils import logging
 
 from ..chain_graphs.windows import WindowDataset, canonical_ids
 from .base import NotApplicable, Task, TaskContext, TaskResult
 from .tail_table import COLUMNS, EXPERTS, TOKEN, TOP, Opinions, score_tail_lookups, tails_table
-
-logger = logging.get_logger(__name__)
-
-
-_EXCLUDING = "_no_copy_excluding"
 
 
 @dataclass
@@ -60,67 +54,89 @@ class TailPrediction(Task):
         windows = context.windows(context.test, context.arguments.max_examples)
         tails, asked = predict_tails(context, windows, options.tail_share)
         log_p, shown = tails.pop("log_p"), tails.pop("shown")
-        no_copy = tails["no_copy"]
         groups = {
             "": np.ones_like(tails["visible"]),
             "_visible": tails["visible"],
             "_invisible": ~tails["visible"],
-            "_no_copy": no_copy,
+            "_no_copy": tails["no_copy"],
         }
-        canonical = canonical_ids(context.tokenizer)
         trained = context.windows(context.training)
+        canonical = canonical_ids(context.tokenizer)
         counted = tails_table(context.progress(trained, "counting tails", total=len(trained)), canonical)
         lookups = score_tail_lookups(counted, asked)
-        baselines = {name: figures_of(*found, groups) for name, found in lookups.items()}
-        figures = figures_of(tails["first_rank"], tails["whole"], groups)
-        counts, details = {}, {}
-        if no_copy.any():
-            chosen = {_EXCLUDING: np.ones(int(no_copy.sum()), dtype=bool)}
-            opinions = _opinions(log_p, shown, canonical, counted, asked, no_copy)
-            figures |= first_figures(opinions.only(0).ranks([1]), chosen)
-            for place, name in enumerate(EXPERTS, 1):
-                baselines.setdefault(name, {}).update(first_figures(opinions.only(place).ranks([1]), chosen))
-        if options.tail_table and context.held_out is None:
-            logger.warning(
-                "--tail-table: checkpoint and table are weighed on projects that were held out of the training corpus, and "
-                "there is none, or it is what is tested on; the checkpoint is judged alone"
-            )
-        elif options.tail_table and no_copy.any():
-            theirs, facts = predict_tails(context, context.windows(context.held_out), options.tail_share, "weighing")
-            weighed_on = _opinions(theirs["log_p"], theirs["shown"], canonical, counted, facts, theirs["no_copy"])
-            weights, table = weighed_on.fit(), range(1, len(EXPERTS) + 1)
-            ranks = opinions.ranks(weights)
-            figures |= {f"{name}_with_table": value for name, value in first_figures(ranks, chosen).items()}
-            tails["first_rank_with_table"] = np.full(len(no_copy), -1)
-            tails["first_rank_with_table"][no_copy] = ranks
-            alone = opinions.only(*table).ranks(weighed_on.only(*table).fit())
-            baselines["the table"] = first_figures(alone, chosen)
-            counts["tails_to_weigh_on"] = len(weighed_on.first)
-            details["weights"] = {
-                "projects": context.held_out.projects,
-                **dict(zip(("model", *EXPERTS), weights.round(3).tolist(), strict=True)),
-            }
         by_relation = {}
         for index, name in enumerate(context.config.relation_names):
             chosen = tails["relation"] == index
             if chosen.any():
-                found = figures_of(tails["first_rank"], tails["whole"], {"": chosen})
-                by_relation[name] = {"tails": int(chosen.sum()), **found}
-        return TaskResult(
-            figures=figures,
-            baselines=baselines,
+                figures = figures_of(tails["first_rank"], tails["whole"], {"": chosen})
+                by_relation[name] = {"tails": int(chosen.sum()), **figures}
+        result = TaskResult(
+            figures=figures_of(tails["first_rank"], tails["whole"], groups),
+            baselines={name: figures_of(*found, groups) for name, found in lookups.items()},
             counts={
                 "windows": len(windows),
                 **{"hidden_tails" + suffix: int(chosen.sum()) for suffix, chosen in groups.items()},
-                **counts,
             },
             details={
                 "trained_to_predict_tails": context.config.mnm_target != "relation",
                 "by_relation": by_relation,
-                **details,
             },
             examples=tails,
         )
+        if tails["no_copy"].any():
+            opinions = _opinions_without_copies(tails["no_copy"], log_p, shown, counted, asked, canonical)
+            _judge_opinions(context, options, opinions, counted, result)
+        return result
+
+
+def _opinions_without_copies(no_copy: np.ndarray, log_p, shown, counted, asked, canonical) -> Opinions:
+    """Opinions on the tails of which no copy is in sight."""
+    places = np.flatnonzero(no_copy)
+    return Opinions.of(log_p[places], [shown[i] for i in places], canonical, counted, asked.iloc[places])
+
+
+def _judge_opinions(
+    context: TaskContext, options: TailPredictionOptions, opinions: Opinions, counted: pd.DataFrame, result: TaskResult
+) -> None:
+    """Add what checkpoint and lookups make of tails without a copy, words of the window excluded, alone and together.
+
+    Args:
+        context, options: of the task.
+        opinions: on the tails that are asked for.
+        counted: `tails_table` of the training corpus.
+        result: of the task so far.
+    """
+
+    def figures_by(judges: Opinions, weights) -> dict[str, float]:
+        ranks = judges.ranks(weights)
+        return first_figures(ranks, {"_no_copy_excluding": np.ones(len(ranks), dtype=bool)})
+
+    result.figures |= figures_by(opinions.only(0), [1])
+    table = range(1, len(EXPERTS) + 1)
+    for place, name in zip(table, EXPERTS, strict=True):
+        result.baselines.setdefault(name, {}).update(figures_by(opinions.only(place), [1]))
+    held_out = context.corpus_to_weigh_on("--tail-table") if options.tail_table else None
+    if held_out is None:
+        return
+    theirs, asked = predict_tails(context, context.windows(held_out), options.tail_share, "weighing")
+    weighed_on = _opinions_without_copies(
+        theirs["no_copy"], theirs["log_p"], theirs["shown"], counted, asked, canonical_ids(context.tokenizer)
+    )
+    if not weighed_on.num_among_candidates:
+        context.warn_of_no_weighing("--tail-table", "no tail without a copy in sight was hidden there")
+        return
+    weights = weighed_on.fit()
+    result.figures |= {f"{name}_with_table": value for name, value in figures_by(opinions, weights).items()}
+    result.baselines["the table"] = figures_by(opinions.only(*table), weighed_on.only(*table).fit())
+    result.counts["tails_to_weigh_on"] = len(weighed_on.first)
+    result.details["weights"] = {
+        "projects": held_out.projects,
+        **dict(zip(("model", *EXPERTS), weights.round(3).tolist(), strict=True)),
+    }
+    # -1 where a copy is in sight.
+    ranks = np.full(len(result.examples["no_copy"]), -1)
+    ranks[result.examples["no_copy"]] = opinions.ranks(weights)
+    result.examples["first_rank_with_table"] = ranks
 
 
 def predict_tails(
@@ -179,19 +195,13 @@ def predict_tails(
             features.append((relation, arrays["relation_reversed"][r, c], words, *ends, len(tail), tail[0], whole))
             stands.append(shown)
     if not rows:
-        raise ValueError("no tail was hidden: the corpus has no facts, or too few windows were taken")
+        raise ValueError(f"{description}: no tail was hidden; the corpus has no facts, or too few windows were taken")
     order = sorted(range(len(rows)), key=lambda i: rows[i][:2])
     names = ("window", "column", "relation", "visible", "no_copy", "first_rank", "whole")
     columns = zip(*(rows[i] for i in order), strict=True)
     tails = {name: np.array(values) for name, values in zip(names, columns, strict=True)}
     tails |= {"log_p": np.concatenate(opinions)[order], "shown": [stands[i] for i in order]}
     return tails, pd.DataFrame([features[i] for i in order], columns=COLUMNS)
-
-
-def _opinions(log_p: np.ndarray, shown: list, canonical: np.ndarray, counted, asked, chosen: np.ndarray) -> Opinions:
-    """Opinions of some of the tails, bool (tails,)."""
-    places = np.flatnonzero(chosen)
-    return Opinions.of(log_p[places], [shown[i] for i in places], canonical, counted, asked.iloc[places])
 
 
 def first_figures(rank: np.ndarray, groups: dict[str, np.ndarray]) -> dict[str, float]:

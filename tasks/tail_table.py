@@ -164,6 +164,11 @@ class Opinions:
                 features.append(values[:, chosen].T)
         return cls(candidates, features, asked["first"].to_numpy())
 
+    @property
+    def num_among_candidates(self) -> int:
+        """Tails whose first token is a candidate; the weights are fitted on them."""
+        return sum(first in tokens for tokens, first in zip(self.candidates, self.first, strict=True))
+
     def only(self, *experts: int) -> "Opinions":
         """Those of some experts, by their column in `features`."""
         return Opinions(self.candidates, [found[:, experts] for found in self.features], self.first)

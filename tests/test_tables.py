@@ -221,3 +221,10 @@ def test_words_of_the_window_are_out_of_the_answers():
         assert canonical[asked["first"].iloc[index]] not in tails["shown"][index]
     assert np.exp(tails["log_p"].astype(np.float32)).sum(1) == pytest.approx(1, abs=5e-3)
     assert tails["log_p"].dtype == np.float16 and not torch.is_tensor(tails["log_p"])
+
+
+def test_a_held_out_split_without_such_tails_is_not_weighed_on(monkeypatch, caplog):
+    monkeypatch.setattr(Opinions, "num_among_candidates", 0)
+    report = run_task("tail_prediction", checkpoint(), corpora()[1], tail_share=0.5)
+    assert "no tail without a copy" in caplog.text and "weights" not in report["details"]
+    assert "first_top1_no_copy_excluding" in report["figures"]
