@@ -1,7 +1,8 @@
 """Windows with a question in them: masked words in a leaf, or masked tokens in the text."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -38,6 +39,7 @@ class Query:
         relation: id of the relation that is asked for.
         classes: names of classes in the file.
         project_classes: names of classes that any file of the project defines.
+        project_uses: which classes the project's code makes or checks under a name (`type_queries.uses_of_names`).
     """
 
     window: int
@@ -50,6 +52,7 @@ class Query:
     relation: int
     classes: list[str]
     project_classes: Sequence[str] = ()
+    project_uses: Mapping[str, Counter] = field(default_factory=dict)
 
 
 def ask_in_leaf(item: dict, query: Query, words: list[int], config) -> tuple[dict, tuple[int, int]]:

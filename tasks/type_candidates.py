@@ -15,7 +15,7 @@ from ..code_graph.schema import RELATION_IDS
 from ..kg_extraction.type_table import SHRINKAGE, word_of
 from .base import TaskContext
 from .queries import Query
-from .type_queries import CLASS_NAME, type_names
+from .type_queries import CLASS_NAME, plain, type_names
 
 FORM_PROJECTS, FORM_COUNT = 5, 40
 """What is made of a class's name (`X | None`) is a form where so many projects write it, so often."""
@@ -257,7 +257,14 @@ class Candidates:
 
     # ---- the table
 
-    FEATURES = ("table", "any file", "names of the file", "names of the project", "the name's spelling")
+    FEATURES = (
+        "table",
+        "any file",
+        "names of the file",
+        "names of the project",
+        "the name's spelling",
+        "the name in the project",
+    )
     """What is known of a candidate before a model reads the code."""
 
     def features(self, queries: list[Query], own: list[Own]) -> Iterator[np.ndarray]:
@@ -270,10 +277,15 @@ class Candidates:
         Yields:
             For each query float32 (candidates, FEATURES): the table's log-probability; whether the type has no name but
             those that any file may write, whether the file has all its names, or else the project; whether it is the name of
-            the parameter or function, but for capitals and underscores.
+            the parameter or function, but for capitals and underscores; the log of one more than how often the project makes
+            or checks a class of it under this name (`uses_of_names`).
         """
         places = {text: place for place, text in enumerate(self.types)}
         words = [_names_in(text) for text in self.types]
+        with_word = defaultdict(list)
+        for place, names in enumerate(words):
+            for name in names:
+                with_word[name].append(place)
         shared_plain = np.array([plain(text) for text in self.types])
         kinds: dict[int, np.ndarray] = {}
         first = {relation: self._first_level(relation, places) for relation in ("has_type", "returns")}
@@ -296,7 +308,14 @@ class Candidates:
             for part in parts:
                 is_spelled.append((part.form == 0) & (part.plain_names == spelled)[part.name])
             log_p = np.log(np.concatenate([probability, *(shares[part.form] for part in parts)]))
-            yield np.column_stack([log_p, kinds[query.file], np.concatenate(is_spelled)]).astype(np.float32)
+            used = query.project_uses.get(spelled, {})
+            in_uses = [np.zeros(len(places))]
+            for name, count in used.items():
+                at = with_word.get(name, [])
+                in_uses[0][at] = np.maximum(in_uses[0][at], count)
+            in_uses += [np.array([used.get(name, 0) for name in part.names], dtype=float)[part.name] for part in parts]
+            columns = [log_p, kinds[query.file], np.concatenate(is_spelled), np.log1p(np.concatenate(in_uses))]
+            yield np.column_stack(columns).astype(np.float32)
 
     def _first_level(self, relation: str, places: dict[str, int]) -> np.ndarray:
         counts = np.full(len(places), _UNSEEN)
@@ -322,11 +341,6 @@ class Candidates:
         is_plain = np.array([*(not names for names in words), *[False] * (len(in_file) - len(words))])
         in_file, in_project = np.array(in_file) & ~is_plain, np.array(in_project) & ~is_plain
         return np.stack([is_plain, in_file, in_project & ~in_file], axis=1)
-
-
-def plain(name: str) -> str:
-    """A name without underscores and capitals."""
-    return name.replace("_", "").lower()
 
 
 def _names_in(text: str) -> frozenset[str]:

@@ -22,6 +22,10 @@ _ALIAS = re.compile(
 )
 
 
+_MADE = re.compile(r"(\w+)[ \t]*=[ \t]*(?:\w+\.)*(_?[A-Z]\w*)\(")
+_CHECKED = re.compile(r"\bisinstance\((?:\w+\.)*(\w+),[ \t]*\(?([\w., \t\n]+)\)")
+
+
 @dataclass
 class File:
     """A file without annotations.
@@ -32,6 +36,7 @@ class File:
         hidden: the types that were taken out.
         project_classes: names of classes and type aliases that any file of the project defines, sorted; one list for all
             its files.
+        project_uses: of `uses_of_names`, of all files of the project together.
     """
 
     project: str
@@ -39,6 +44,7 @@ class File:
     graph: CodeGraph
     hidden: list[HiddenType]
     project_classes: list[str]
+    project_uses: dict[str, Counter]
 
     @cached_property
     def classes(self) -> list[str]:
@@ -61,6 +67,31 @@ def type_names(code: str) -> set[str]:
     return {*_CLASS.findall(code), *_ALIAS.findall(code)}
 
 
+def plain(name: str) -> str:
+    """A name without underscores and capitals."""
+    return name.replace("_", "").lower()
+
+
+def uses_of_names(code: str) -> dict[str, Counter]:
+    """Which classes code makes or checks under a name, and how often: what a name means in a project.
+
+    Args:
+        code: without annotations.
+
+    Returns:
+        By `plain` name the numbers of calls of a class that are given to the name, and of checks with `isinstance`.
+
+    >>> dict(uses_of_names("self.node = ast.Node()\\nisinstance(a.node, (Leaf, ast.Node))")["node"])
+    {'Node': 2, 'Leaf': 1}
+    """
+    found: dict[str, Counter] = defaultdict(Counter)
+    for name, made in _MADE.findall(code):
+        found[plain(name)][made] += 1
+    for name, checked in _CHECKED.findall(code):
+        found[plain(name)].update(part.strip().rpartition(".")[2] for part in checked.split(",") if part.strip())
+    return found
+
+
 def read_files(context: TaskContext, rows, description: str) -> tuple[list[File], dict[str, int]]:
     """Take the annotations out of the Python files of a corpus.
 
@@ -72,6 +103,7 @@ def read_files(context: TaskContext, rows, description: str) -> tuple[list[File]
     classes: dict[str, set[str]] = defaultdict(set)
     # Filled in when all files are read.
     lists: dict[str, list[str]] = defaultdict(list)
+    uses: dict[str, dict[str, Counter]] = defaultdict(lambda: defaultdict(Counter))
     for row in context.progress(columns, description, total=len(rows)):
         if row["language"] != "python":
             counts["files_in_other_languages"] += 1
@@ -82,9 +114,11 @@ def read_files(context: TaskContext, rows, description: str) -> tuple[list[File]
         except ValueError:
             counts["files_with_annotations_that_cannot_be_hidden"] += 1
             continue
+        for name, classes_of_name in uses_of_names(text).items():
+            uses[row["project"]][name] += classes_of_name
         counts["files_without_types"] += not hidden
         if hidden:
-            files.append(File(row["project"], text, graph, hidden, lists[row["project"]]))
+            files.append(File(row["project"], text, graph, hidden, lists[row["project"]], uses[row["project"]]))
     for project, names in lists.items():
         names += sorted(classes[project])
     return files, dict(counts)
@@ -157,6 +191,7 @@ def locate(
         relation=RELATION_IDS[hidden.relation],
         classes=file.classes,
         project_classes=file.project_classes,
+        project_uses=file.project_uses,
     )
 
 

@@ -1,7 +1,7 @@
 """Hidden types: where they are asked for, among which candidates, and how a candidate is scored."""
 
 import re
-from collections import ChainMap
+from collections import ChainMap, Counter
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -20,6 +20,7 @@ from graphmert.tasks.log_linear import fit_weights
 from graphmert.tasks.queries import Query, ask_in_leaf, ask_in_text, keep_facts, labels_at
 from graphmert.tasks.type_candidates import Candidates, DeclaredTypes, OwnTypes, form_of
 from graphmert.tasks.type_fine_tuning import TEXT_ROOM, ask_all
+from graphmert.tasks.type_queries import read_files, uses_of_names
 from graphmert.tasks.type_ranker import TypeRanker
 from graphmert.tasks.type_scoring import Questions
 
@@ -334,7 +335,8 @@ def test_forms_are_what_many_projects_make_of_their_own_names(monkeypatch):
 def test_what_is_known_before_code_is_read():
     found = candidates()
     asked = replace(query(), hidden=HiddenType("has_type", "path", "Tree", 0, 0, 0, ": "))
-    asked = replace(asked, classes=["Tree"], project_classes=["Node", "Tree"])
+    uses = {"path": Counter(Path=3, Node=1, Other=9), "other": Counter(Tree=5)}
+    asked = replace(asked, classes=["Tree"], project_classes=["Node", "Tree"], project_uses=uses)
     (known,) = found.features([asked], found.of_queries([asked]))
     texts = ["Path", "int", "str", "Node", "Tree"]
     assert known.shape == (5, len(Candidates.FEATURES)) and known.dtype == np.float32
@@ -348,6 +350,32 @@ def test_what_is_known_before_code_is_read():
     np.testing.assert_allclose(known[3:, 0], np.log(0.1 / 13 / 2), rtol=1e-5)
     assert [rows[text][1:4] for text in texts] == [[0, 0, 0], [1, 0, 0], [1, 0, 0], [0, 0, 1], [0, 1, 0]]
     assert [row[4] for row in known] == [1, 0, 0, 0, 0]
+    # The project makes a Path under this name three times and a Node once.
+    np.testing.assert_allclose(known[:, 5], np.log([4, 1, 1, 2, 1]), rtol=1e-6)
+
+
+def test_what_a_name_means_in_a_project():
+    code = """
+self._tree = pkg.Tree(1)
+tree = Tree()
+Tree = 3
+call(leaf=Leaf(2), other = other)
+if isinstance(self.tree, (Node, pkg.Leaf,)) and isinstance(leaf, str):
+    tree == Tree()
+"""
+    assert uses_of_names(code) == {
+        "tree": Counter(Tree=2, Node=1, Leaf=1),
+        "leaf": Counter(Leaf=1, str=1),
+    }
+    opened = context()
+    files, _ = read_files(opened, opened.training.rows, "reading")
+    by_project = {}
+    for file in files:
+        # One for all files of a project, of their texts without annotations.
+        assert by_project.setdefault(file.project, file.project_uses) is file.project_uses
+        for name, counts in uses_of_names(file.text).items():
+            assert counts <= file.project_uses[name]
+    assert len(by_project) > 1
 
 
 def test_the_table_leaves_out_what_projects_make_of_their_own_names():
