@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from tiny import window
 from tiny_tasks import LEAVES, checkpoint, context, corpora
 
@@ -352,6 +353,13 @@ def test_what_is_known_before_code_is_read():
     assert [row[4] for row in known] == [1, 0, 0, 0, 0]
     # The project makes a Path under this name three times and a Node once.
     np.testing.assert_allclose(known[:, 5], np.log([4, 1, 1, 2, 1]), rtol=1e-6)
+    # A type of several classes counts by the one that is met most.
+    found = candidates(extra=[("q", [declared("z", "Box | Path | Nut")] * 2)])
+    for counts in (Counter(Box=1, Path=3, Nut=2), Counter(Nut=2, Path=3, Box=1)):
+        asked = replace(asked, project_uses={"path": counts})
+        (known,) = found.features([asked], found.of_queries([asked]))
+        assert next(iter(found.types)) == "Box | Path | Nut"
+        np.testing.assert_allclose(known[0, 5], np.log(4), rtol=1e-6)
 
 
 def test_what_a_name_means_in_a_project():
@@ -367,15 +375,20 @@ if isinstance(self.tree, (Node, pkg.Leaf,)) and isinstance(leaf, str):
         "tree": Counter(Tree=2, Node=1, Leaf=1),
         "leaf": Counter(Leaf=1, str=1),
     }
-    opened = context()
-    files, _ = read_files(opened, opened.training.rows, "reading")
-    by_project = {}
-    for file in files:
-        # One for all files of a project, of their texts without annotations.
-        assert by_project.setdefault(file.project, file.project_uses) is file.project_uses
-        for name, counts in uses_of_names(file.text).items():
-            assert counts <= file.project_uses[name]
-    assert len(by_project) > 1
+
+
+def test_uses_of_names_are_those_of_all_files_of_a_project_without_annotations():
+    code = [
+        "def f(tree: Leaf = Tree()):\n    pass\n",
+        "tree = Tree()\n",  # no type to hide, but it counts
+        "def g(a: int):\n    tree: Tree = Root()\n",
+        "def h(tree: int):\n    tree = Other()\n",
+    ]
+    rows = Dataset.from_dict({"project": ["p", "p", "p", "q"], "language": ["python"] * 4, "code": code})
+    files, _ = read_files(context(), rows, "reading")
+    assert [file.project for file in files] == ["p", "p", "q"]
+    assert files[0].project_uses is files[1].project_uses == {"tree": Counter(Tree=2, Root=1)}
+    assert files[2].project_uses == {"tree": Counter(Other=1)}
 
 
 def test_the_table_leaves_out_what_projects_make_of_their_own_names():
