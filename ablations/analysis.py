@@ -123,7 +123,7 @@ def _controls(metric: str, analysed: dict) -> dict:
                 pair = ({int(seed): value for seed, value in item["values"].items()} for item in (changed, model))
                 to_model, to_baseline = compare(*pair, values["higher_is_better"]), None
                 against = analysed[metric]["against"]
-                if row != against and model["comparable"]:
+                if against not in (None, row) and model["comparable"]:
                     baseline = analysed[metric]["rows"][against]
                     pair = (
                         {int(seed): value for seed, value in item["values"].items()} for item in (changed, baseline)

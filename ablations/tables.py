@@ -65,7 +65,7 @@ def metric_table(figures: dict, metric: str) -> str:
     for method, values in figures["baselines"].get(task, {}).items():
         if values.get(figure) is not None:
             rows.append([f"*{method}*", "", number(values[figure]), "", "", "", ""])
-    header = ["row", "seeds", "mean ± sd", f"difference to {found['against']}", "95 % over seeds"]
+    header = ["row", "seeds", "mean ± sd", _difference_to(found["against"]), "95 % over seeds"]
     return markdown([*header, "95 % over seeds and examples", ""], rows)
 
 
@@ -77,8 +77,13 @@ def control_table(figures: dict, metric: str) -> str | None:
         for control, cell in controls.items():
             cells = [_difference(cell[kind]) for kind in ("to_model", "to_baseline")]
             rows.append([row, control, mean_and_spread(cell), *cells])
-    header = ["row", "change of the input", "mean ± sd", "difference to the row itself", f"difference to {against}"]
+    header = ["row", "change of the input", "mean ± sd", "difference to the row itself", _difference_to(against)]
     return markdown(header, rows) if rows else None
+
+
+def _difference_to(against: str | None) -> str:
+    """The head of a column; neither the baseline nor the recipe may have a figure."""
+    return "difference" if against is None else f"difference to {against}"
 
 
 def _difference(difference: dict | None) -> str:

@@ -1,5 +1,6 @@
 """Records of ablations and the pages that are written from them."""
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -96,6 +97,20 @@ def test_record_holds_means_differences_and_intervals(runs):
     assert "| full | 3 | 5.0333 ± 0.2517 | -1.0000 | [-1.2484, -0.7516] | - | better |" in readme
     assert "| *BM25* |  | 0.4000 |" in readme and "full is better than graph_off in validation/mlm_loss" in readme
     assert "not shown" in readme and "search/mrr" in (record / "log.txt").read_text()
+
+
+def test_figures_that_neither_baseline_nor_recipe_has_are_compared_to_nothing(runs):
+    setting, every, root = runs
+    for run in every:
+        if run.row.name == "full":
+            write_task(run, "facts", {"accuracy": 0.7}, controls={"no leaves": {"accuracy": 0.4}})
+    setting.headline.update(metrics=["facts/accuracy"])
+    run = report((dataclasses.replace(setting, recipe="graph_off"), every, root))
+    assert run["metrics"]["facts/accuracy"]["against"] is None
+    control = run["controls"]["facts/accuracy"]["full"]["no leaves"]
+    assert control["to_baseline"] is None and control["to_model"]["mean"] == pytest.approx(-0.3)
+    readme = (root / "records" / "2030-01-01-ablations-tiny" / "README.md").read_text()
+    assert "| difference | 95 % over seeds |" in readme and "None" not in readme
 
 
 def test_runs_that_are_missing_or_differ_are_named(runs):
