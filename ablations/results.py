@@ -49,8 +49,11 @@ def results_page(records: list[dict]) -> str:
             f"{run['setting']['description']} {len(run['runs'])} runs, seeds {seeds}; [record]({folder}).",
             tables.short_table(run),
             "\n".join(f"- {line}" for line in tables.claims(run)),
-            f"![Paired differences]({folder}/differences.png)",
         ]
+        headline = [run["metrics"][metric] for metric in run["headline"]["metrics"]]
+        # As `figures.draw_differences`, which draws nothing where no two rows have the same figure.
+        if any(cell["difference"] for found in headline for cell in found["rows"].values()):
+            parts.append(f"![Paired differences]({folder}/differences.png)")
         for metric in run["headline"]["metrics"]:
             parts += [f"### {run['setting']['name']}: {metric}", tables.metric_table(run, metric)]
             controls = tables.control_table(run, metric)

@@ -113,6 +113,19 @@ def test_figures_that_neither_baseline_nor_recipe_has_are_compared_to_nothing(ru
     assert "| difference | 95 % over seeds |" in readme and "None" not in readme
 
 
+def test_a_page_shows_the_figures_that_there_are(runs):
+    setting, every, root = runs
+    for rows in (["graph_off", "full"], ["full"]):
+        report((dataclasses.replace(setting, rows={name: setting.rows[name] for name in rows}), every, root))
+        write_results(root)
+        page = (root / "docs" / "RESULTS.md").read_text()
+        figure = root / "records" / "2030-01-01-ablations-tiny" / "differences.png"
+        # With a single row there is no difference to draw.
+        assert ("differences.png" in page) == (len(rows) == 2)
+        assert figure.is_file() or len(rows) == 1
+        figure.unlink(missing_ok=True)
+
+
 def test_runs_that_are_missing_or_differ_are_named(runs):
     setting, items, _ = runs
     for path in (items[0].directory / "model").iterdir():
