@@ -419,7 +419,7 @@ def test_weights_are_those_that_made_the_data():
     truth = np.array([1.5, -0.7])
     right = [int(np.argmax(found @ truth + rng.gumbel(size=len(found)))) for found in features]
     np.testing.assert_allclose(fit_weights(features, right), truth, atol=0.1)
-    with pytest.raises(ValueError, match="no hidden type to fit weights on"):
+    with pytest.raises(ValueError, match="no question to fit weights on"):
         fit_weights([], [])
 
 
