@@ -76,10 +76,8 @@ class BackOff:
 
     def log_p(self, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Log probabilities of all targets for the questions from `start` to `stop`, float32 (questions, T)."""
-        number, num_targets = (
-            len(range(*slice(start, stop).indices(len(self.levels[0][1])))),
-            self.levels[0][0].shape[1],
-        )
+        counts, group = self.levels[0]
+        number, num_targets = len(group[start:stop]), counts.shape[1]
         shares = np.full((number, num_targets), 1 / num_targets, dtype=np.float32)
         for counts, group in self.levels:
             found = counts[group[start:stop]]

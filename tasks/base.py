@@ -312,7 +312,7 @@ class TaskContext:
     def corpus_to_weigh_on(self, option: str) -> Corpus | None:
         """`held_out`, where a checkpoint and a table are weighed; without one a warning that names the option."""
         if self.held_out is None:
-            self.warn_of_no_weighing(option, "there is none, or it is what is tested on")
+            self.warn_of_no_weighing(option, "there is none that was neither trained on nor is tested on")
         return self.held_out
 
     @staticmethod
@@ -327,14 +327,14 @@ class TaskContext:
     def held_out(self) -> Corpus | None:
         """What was held out of the training corpus: projects that neither checkpoint nor table has learned from.
 
-        None where the training corpus has no such split, where it is what is tested on, or where the checkpoint was
-        trained on some project of it.
+        None where the training corpus has no such split, or some project of it is tested on or was trained on.
         """
         training = self.training
         splits = [name for name in training.manifest["splits"] if name != TRAINING_SPLIT]
-        if not splits or self.test.fingerprint == training.fingerprint:
-            return None
-        if shared_projects(projects_of(training.manifest, splits), self.trained_on):
+        # By their projects: another build of the corpus that is tested on has another fingerprint.
+        if not splits or shared_projects(
+            projects_of(training.manifest, splits), [*self.trained_on, *self.test.projects]
+        ):
             return None
         return Corpus(training.path, splits)
 

@@ -177,8 +177,8 @@ def predict_tails(
         # Half precision: all of them are kept, a vocabulary for each tail.
         opinions.append(torch.log_softmax(logits[begins], dim=-1).half().cpu().numpy())
         ids_shown = [
-            np.unique(canonical[ids[mask > 0]])
-            for ids, mask in zip(arrays["input_ids"], arrays["attention_mask"], strict=True)
+            np.unique(canonical[ids[is_node > 0]])
+            for ids, is_node in zip(arrays["input_ids"], arrays["attention_mask"], strict=True)
         ]
         for low, high in pairwise([*begins.tolist(), len(row)]):
             r, c = row[low], column[low]

@@ -154,6 +154,13 @@ def test_held_out_projects_are_not_weighed_on_if_they_were_trained_on():
     assert context(directory).trained_on == ["beta", "epsilon"] and context(directory).held_out is None
 
 
+def test_another_build_of_the_held_out_projects_is_not_weighed_on_when_it_is_tested_on(monkeypatch):
+    opened = context(dataset=str(corpora()[0]))
+    assert opened.test.projects == ["beta"]
+    monkeypatch.setattr(opened.test, "fingerprint", "of another build")
+    assert opened.held_out is None
+
+
 def test_opinions_on_tails_against_a_naive_loop(monkeypatch):
     # Every token is a candidate then, so that ranks are those among all that stand nowhere in the window.
     monkeypatch.setattr(tail_table, "_CANDIDATES", 10_000)
