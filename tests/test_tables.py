@@ -93,6 +93,7 @@ def test_relations_with_the_table():
     windows, weighed_on = opened.windows(opened.test), opened.windows(opened.held_out)
     collator = opened.collator(mnm_probability=0.3)
     found, theirs = (predict_relations(opened, every, collator) for every in (windows, weighed_on))
+    np.testing.assert_array_equal(found["log_p"].argmax(1), found["predicted"])
     table = RelationTable.count(opened, opened.windows(opened.training))
     known, their_known = (
         table.log_p(RelationTable.ask(opened, every, collator), opened.config.num_relations)
@@ -132,6 +133,8 @@ def test_pool_weighs_what_is_right():
     log_p = np.stack([good, noise], axis=-1).astype(np.float32)
     answers, weights = pooled(log_p[:2000], truth[:2000], log_p[2000:])
     assert weights[0] > 0.5 and abs(weights[1]) < 0.1
+    in_turn, _ = pooled(log_p[:2000, :, ::-1], truth[:2000], log_p[2000:, :, ::-1])
+    assert (in_turn == answers).mean() > 0.99
     assert (answers == truth[2000:]).mean() >= (good[2000:].argmax(1) == truth[2000:]).mean() - 0.02
 
 
@@ -170,6 +173,11 @@ def test_opinions_on_tails_against_a_naive_loop(monkeypatch):
     canonical = canonical_ids(opened.tokenizer)
     trained = opened.windows(opened.training)
     counted = tail_table.tails_table([trained[i] for i in range(len(trained))], canonical)
+    for table in (counted, asked):
+        heads = [np.frombuffer(head, ">i8") for head in table["head"]]
+        assert table["head_first"].tolist() == [canonical[head[0]] for head in heads]
+        assert table["head_last"].tolist() == [canonical[head[-1]] for head in heads]
+        assert any(len(head) > 1 for head in heads)
     chosen = np.flatnonzero(tails["no_copy"])
     shown = [tails["shown"][i] for i in chosen]
     opinions = Opinions.of(tails["log_p"][chosen], shown, canonical, counted, asked.iloc[chosen])
