@@ -36,6 +36,7 @@ _STREAMS = {
             "tail",
             "tail_token",
             "fact_window",
+            "fact_word",
         )
     )
 }
@@ -106,6 +107,9 @@ class GraphMertCollator:
             "drop" it from the input, "hide" its relation, or "keep" it. Edges with an end on a masked span have nothing to
             hide but themselves: they are kept with "keep" alone.
         mask_visible_copies: also hide leaves that repeat a masked word (their tokens become mask tokens, unlabelled).
+        mnm_skip_copied_tails: ask for no tail whose first word could be copied: words that stand in the text are never asked
+            for, and all tails of a window that begin with the same word are hidden together, or none. `mnm_probability` is
+            then the share of such words. A tail whose first word is still shown inside another leaf is hidden, unlabelled.
         span_boundary: add `span_left`, `span_right`, `span_offset` for the span-boundary objective.
         seed: of the masks.
         pad_to_multiple_of: pad N up to a multiple (compact, packed).
@@ -147,6 +151,7 @@ class GraphMertCollator:
         max_nodes_per_row: int | None = None,
         with_indices: bool = False,
         mnm_window_probability: float = 1.0,
+        mnm_skip_copied_tails: bool = False,
     ):
         for name, value, allowed in (
             ("layout", layout, LAYOUTS),
@@ -158,6 +163,8 @@ class GraphMertCollator:
         for name, value in (("mlm_probability", mlm_probability), ("mnm_probability", mnm_probability)):
             if not 0 <= value < 1:
                 raise ValueError(f"{name} must be in [0, 1), got {value}")
+        if mnm_skip_copied_tails and mnm_target == "relation":
+            raise ValueError("mnm_skip_copied_tails is about hidden tails, but mnm_target is 'relation': no tail is hidden")
         if not 0 <= mnm_window_probability <= 1:
             raise ValueError(f"mnm_window_probability must be in [0, 1], got {mnm_window_probability}")
         if mnm_target == "both" and mnm_probability > 0.5:
@@ -177,7 +184,7 @@ class GraphMertCollator:
         self.num_roots, self.leaves_per_root, self.num_relations = num_roots, leaves_per_root, num_relations
         self.layout, self.mnm_target = layout, mnm_target
         self.mlm_probability, self.mnm_probability = mlm_probability, mnm_probability
-        self.mnm_window_probability = mnm_window_probability
+        self.mnm_window_probability, self.mnm_skip_copied_tails = mnm_window_probability, mnm_skip_copied_tails
         self.masked_span_leaves, self.mask_visible_copies = masked_span_leaves, mask_visible_copies
         self.span_boundary, self.seed, self.pad_to_multiple_of = span_boundary, seed, pad_to_multiple_of
         self.diagnostics = diagnostics
@@ -335,12 +342,32 @@ class GraphMertCollator:
         by_relation = by_tail = np.zeros(len(eligible), dtype=bool)
         if self.mnm_target in ("relation", "both"):
             by_relation = rank < budget
-        if self.mnm_target in ("tail", "both"):
+        if self.mnm_skip_copied_tails:
+            asks = counter_uniform(keys, "fact_window") < self.mnm_window_probability
+            by_tail = self._draw_words_without_copies(facts, eligible, asks[row] & ~by_relation, keys)
+        elif self.mnm_target in ("tail", "both"):
             shift = budget if self.mnm_target == "both" else 0
             by_tail = (rank >= shift) & (rank < shift + budget)
         facts.relation_target[eligible[by_relation]] = True
         facts.tail_target[eligible[by_tail]] = True
         facts.relation_hidden |= facts.relation_target
+
+    def _draw_words_without_copies(
+        self, facts: "_Facts", eligible: np.ndarray, allowed: np.ndarray, keys: np.ndarray
+    ) -> np.ndarray:
+        """Which eligible facts' tails are asked for where none may have a copy: bool (eligible,).
+
+        Tails that cannot be asked since another leaf still shows their first word are set to `tail_hidden`.
+        """
+        first_word = facts.leaf_key[facts.first_leaf[eligible]]
+        drawn = counter_uniform(keys[facts.row[eligible]], "fact_word", first_word % self.vocab_size) < self.mnm_probability
+        drawn &= allowed & ~np.isin(first_word, facts.masked_root_key)
+        hidden = facts.tail_hidden.copy()
+        hidden[eligible[drawn]] = True
+        shown = facts.leaf_key[(facts.kept & ~hidden)[facts.fact_of_leaf]]
+        asked = drawn & ~np.isin(first_word, shown)
+        facts.tail_hidden[eligible[drawn & ~asked]] = True
+        return asked
 
     def _lay_out(self, roots, root_ids, covered, facts, keys) -> dict[str, np.ndarray]:
         kept = np.flatnonzero(facts.kept[facts.fact_of_leaf])
@@ -364,11 +391,13 @@ class GraphMertCollator:
         if self.layout == "packed":
             batch["graph_ids"][at_root], batch["graph_ids"][at_leaf] = roots.row, window
         tail_chosen = facts.tail_target[facts.fact_of_leaf]
+        # Tails that begin with the same word and are hidden together are replaced alike: one left as it is would show it.
+        group = facts.leaf_key[facts.first_leaf] % self.vocab_size if self.mnm_skip_copied_tails else facts.position
         leaf_ids = self._corrupt(
             facts.leaf_ids,
             tail_chosen,
             keys[facts.row[facts.fact_of_leaf]],
-            facts.position[facts.fact_of_leaf],
+            group[facts.fact_of_leaf],
             "tail",
             "tail_token",
         )
@@ -572,9 +601,8 @@ class _Facts:
         self.length = _concatenate(examples, "leaf_length")
         self.leaf_ids = _concatenate(examples, "leaf_ids")
         self.fact_of_leaf = np.repeat(np.arange(len(self.row)), self.length)
-        self.place_in_leaf = np.arange(len(self.leaf_ids)) - np.repeat(
-            np.cumsum(self.length) - self.length, self.length
-        )
+        self.first_leaf = np.cumsum(self.length) - self.length
+        self.place_in_leaf = np.arange(len(self.leaf_ids)) - np.repeat(self.first_leaf, self.length)
         self.kept = np.ones(len(self.row), dtype=bool)
         self.relation_hidden = np.zeros(len(self.row), dtype=bool)
         self.relation_target = np.zeros(len(self.row), dtype=bool)

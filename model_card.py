@@ -333,6 +333,7 @@ def _training(facts: ModelFacts) -> str:
         "mnm_window_probability",
         "masked_span_leaves",
         "mask_visible_copies",
+        "mnm_skip_copied_tails",
     )
     rows += [(name, _plain(facts.data_arguments[name])) for name in masks if name in facts.data_arguments]
     if args:

@@ -175,6 +175,13 @@ class DataArguments:
         },
     )
     mask_visible_copies: bool = field(default=False, metadata={"help": "Also mask leaves that repeat a masked word."})
+    mnm_skip_copied_tails: bool = field(
+        default=False,
+        metadata={
+            "help": "Hide only tails whose first word stands nowhere else in the window's text and leaves, so that what is "
+            "learned is to know them, not to copy them; mnm_probability is the share of such words."
+        },
+    )
     max_train_windows: int | None = field(
         default=None, metadata={"help": "Train on so many windows only, evenly spread over the data set."}
     )

@@ -538,6 +538,7 @@ def build_trainer(model, model_args, data_args, args, tokenizer, train_windows, 
         "mnm_target": model_args.mnm_target,
         "masked_span_leaves": data_args.masked_span_leaves,
         "mask_visible_copies": data_args.mask_visible_copies,
+        "mnm_skip_copied_tails": data_args.mnm_skip_copied_tails,
         "span_boundary": model_args.span_boundary,
     }
     trainer = GraphMertTrainer(

@@ -40,6 +40,7 @@ _ONLY_WITH_LEAVES = (
     "mnm_window_probability",
     "masked_span_leaves",
     "mask_visible_copies",
+    "mnm_skip_copied_tails",
     "include_uses",
     "include_site_anchors",
     "exclude_relations",

@@ -518,6 +518,7 @@ _RECIPE_FIELDS = (
     "mnm_window_probability",
     "masked_span_leaves",
     "mask_visible_copies",
+    "mnm_skip_copied_tails",
     "max_train_windows",
 )
 

@@ -302,6 +302,52 @@ def test_copies_of_masked_words_can_be_hidden():
     raise AssertionError("no epoch masked root 1 alone")
 
 
+def test_only_tails_without_a_copy_are_asked_for():
+    facts = [
+        (1, 1, 3, 0, 0, 1, 0, [11, 30]),  # 11 stands in the text
+        (1, 1, 4, 0, 0, 1, 2, [20]),
+        (2, 1, 5, 0, 0, 2, 0, [20, 21]),  # hidden together with the one before
+        (3, 1, 6, 0, 0, 3, 0, [22]),
+        (3, 1, 6, 0, 0, 3, 1, [23, 22]),
+    ]
+    options = {"mlm_probability": 0, "mnm_target": "tail", "mnm_skip_copied_tails": True}
+    row = window([0, 10, 11, 12, 2], facts)
+    seen = set()
+    hiding = collator(mnm_probability=0.5, **options)
+    for epoch in range(400):
+        batch = hiding([row | {"epoch": epoch}])
+        asked, ids = (batch["labels"][0, 5:] != -100).tolist(), batch["input_ids"][0, 5:].tolist()
+        assert not any(asked[:2]) and ids[:2] == [11, 30]
+        first, *both = asked[2:5]
+        assert both == [first, first]
+        if first:
+            # Replaced alike: one that is left as it is would show the other's word.
+            assert (ids[2] == MASK) == (ids[3] == MASK) and (ids[2] == 20) == (ids[3] == 20)
+        single, *pair = asked[5:8]
+        if single:
+            # The word stands in the other leaf too, which must then be hidden.
+            assert pair == [True, True]
+        elif ids[5] == MASK:
+            assert pair == [False, False]
+        seen.add((first, single, pair[0]))
+    assert seen == {(a, b and c, c) for a in (False, True) for b in (False, True) for c in (False, True)}
+    assert hiding.statistics["facts_hidden_as_copies"] == pytest.approx(100, abs=30)
+    assert hiding.statistics["tails_masked"] == pytest.approx(400 * (2 * 0.5 + 0.25 + 0.5), rel=0.1)
+
+
+def test_tails_without_a_copy_are_left_to_relations_that_are_asked_for():
+    rows = windows(64)
+    options = {"num_roots": 40, "leaves_per_root": 7, "mnm_target": "both", "mnm_probability": 0.5}
+    batch = collator(mnm_skip_copied_tails=True, **options)(rows)
+    every = collator(**options)(rows)
+    assert torch.equal(batch["relation_labels"], every["relation_labels"])
+    is_leaf = batch["leaf_index"] >= 0
+    tail = is_leaf & (batch["labels"] != -100)
+    assert tail.any() and not (tail & (batch["relation_ids"] == 12)).any()
+    none = collator(mnm_skip_copied_tails=True, mnm_window_probability=0.0, **options)(rows)
+    assert not (none["labels"][is_leaf] != -100).any()
+
+
 def test_span_boundaries_are_the_nodes_beside_each_run():
     batch = collator(num_roots=40, leaves_per_root=7, span_boundary=True, mlm_probability=0.4)(windows(32))
     labels = (batch["labels"] != -100) & (batch["leaf_index"] < 0)
@@ -334,6 +380,7 @@ def test_pad_to_multiple_of():
         ({"mnm_window_probability": 1.5}, r"mnm_window_probability must be in \[0, 1\], got 1.5"),
         ({"mlm_probability": 1.0}, r"mlm_probability must be in \[0, 1\)"),
         ({"mnm_target": "both", "mnm_probability": 0.6}, "at most 0.5"),
+        ({"mnm_target": "relation", "mnm_skip_copied_tails": True}, "no tail is hidden"),
     ],
 )
 def test_bad_options_are_named(options, message):
