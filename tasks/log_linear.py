@@ -14,12 +14,29 @@ import numpy as np
 _PULL = 1e-3
 
 
-def fit_weights(features: Sequence[np.ndarray], right: Sequence[int]) -> np.ndarray:
+def merge_equal(found: np.ndarray, place: int) -> tuple[np.ndarray, np.ndarray, int]:
+    """Candidates that no weights can tell apart made one, which a question with thousands of them is fitted faster with.
+
+    Args:
+        found: float (candidates, K).
+        place: of the right candidate.
+
+    Returns:
+        float (different candidates, K), how many each stands for, and the place of the right one.
+    """
+    rows, places, counts = np.unique(found, axis=0, return_inverse=True, return_counts=True)
+    return rows, counts, int(places.reshape(-1)[place])
+
+
+def fit_weights(
+    features: Sequence[np.ndarray], right: Sequence[int], counts: Sequence[np.ndarray] | None = None
+) -> np.ndarray:
     """Weights of greatest likelihood, slightly pulled towards 0.
 
     Args:
         features: for each question float (candidates, K).
         right: for each question the place of the right candidate.
+        counts: for each question int (candidates,): equal candidates that each stands for (`merge_equal`). Default: one.
 
     Returns:
         float64 (K,).
@@ -32,12 +49,14 @@ def fit_weights(features: Sequence[np.ndarray], right: Sequence[int]) -> np.ndar
     if not len(features):
         raise ValueError("there is no question to fit weights on whose answer is among its candidates")
 
+    numbers = [np.float64(1.0)] * len(features) if counts is None else counts
+
     def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
         value, slope = 0.0, np.zeros(len(weights))
-        for found, place in zip(features, right, strict=True):
+        for found, place, number in zip(features, right, numbers, strict=True):
             logits = found @ weights
             highest = logits.max()
-            shares = np.exp(logits - highest)
+            shares = np.exp(logits - highest) * number
             total = shares.sum()
             value += highest + np.log(total) - logits[place]
             slope += shares @ found / total - found[place]

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 
 from ..code_graph.annotations import HiddenType
+from ..code_graph.project_usage import ProjectUsage
+from ..code_graph.usage import Usage
 
 Answer = tuple[tuple[int, int], Sequence[int]]
 """Root and slot of a question's first mask, and the tokens that belong at its masks."""
@@ -40,6 +42,8 @@ class Query:
         classes: names of classes in the file.
         project_classes: names of classes that any file of the project defines.
         project_uses: which classes the project's code makes or checks under a name (`type_queries.uses_of_names`).
+        usage: what the code does with it; None if that was not read.
+        project_usage: what all files of the project say together; likewise.
     """
 
     window: int
@@ -53,6 +57,8 @@ class Query:
     classes: list[str]
     project_classes: Sequence[str] = ()
     project_uses: Mapping[str, Counter] = field(default_factory=dict)
+    usage: Usage | None = None
+    project_usage: ProjectUsage | None = None
 
 
 def ask_in_leaf(item: dict, query: Query, words: list[int], config) -> tuple[dict, tuple[int, int]]:

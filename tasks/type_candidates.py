@@ -174,6 +174,15 @@ class Candidates:
             {relation: np.log(count / count.sum()) for relation, count in lengths.items()},
         )
 
+    @cached_property
+    def with_name(self) -> dict[str, list[int]]:
+        """By name of a class that not every file may write, the places in `types` of those with it."""
+        found = defaultdict(list)
+        for place, text in enumerate(self.types):
+            for name in _names_in(text):
+                found[name].append(place)
+        return dict(found)
+
     def _count(self, declared: DeclaredTypes) -> None:
         self._by_relation: dict[str, Counter] = defaultdict(Counter)
         self._by_name: dict[tuple[str, str], Counter] = defaultdict(Counter)
@@ -282,10 +291,6 @@ class Candidates:
         """
         places = {text: place for place, text in enumerate(self.types)}
         words = [_names_in(text) for text in self.types]
-        with_word = defaultdict(list)
-        for place, names in enumerate(words):
-            for name in names:
-                with_word[name].append(place)
         shared_plain = np.array([plain(text) for text in self.types])
         kinds: dict[int, np.ndarray] = {}
         first = {relation: self._first_level(relation, places) for relation in ("has_type", "returns")}
@@ -311,7 +316,7 @@ class Candidates:
             used = query.project_uses.get(spelled, {})
             in_uses = [np.zeros(len(places))]
             for name, count in used.items():
-                at = with_word.get(name, [])
+                at = self.with_name.get(name, [])
                 in_uses[0][at] = np.maximum(in_uses[0][at], count)
             in_uses += [np.array([used.get(name, 0) for name in part.names], dtype=float)[part.name] for part in parts]
             columns = [log_p, kinds[query.file], np.concatenate(is_spelled), np.log1p(np.concatenate(in_uses))]

@@ -13,7 +13,8 @@ the same ones. How the checkpoint scores them is told in `type_scoring`.
 
 With `--type-steps` a copy of the checkpoint is first fine-tuned on the training corpus, likewise without its annotations
 (`type_fine_tuning`); the checkpoint as it is then stands beside it as `zero-shot`. With `--type-table` the scores are
-combined with what a table of the training corpus knows of the name (`type_ranker`); both alone stand beside it.
+combined with what a table of the training corpus knows of the name, and with `--type-signs` also with what the code does
+(`type_signs`); `type_ranker` tells how. Checkpoint, table and signs without each other stand beside it.
 """
 
 from dataclasses import dataclass, field, replace
@@ -28,8 +29,9 @@ from .base import Task, TaskContext, TaskResult
 from .type_candidates import Candidates, DeclaredTypes
 from .type_fine_tuning import TypeTuningSettings, fine_tune_types
 from .type_queries import find_queries, is_shown, read_files
-from .type_ranker import TypeRanker
+from .type_ranker import MODEL, OPINIONS, SIGNS, TABLE, TypePools
 from .type_scoring import LEAF, TEXT, Questions, score_types
+from .type_signs import TypeSigns
 
 logger = logging.get_logger(__name__)
 
@@ -75,6 +77,14 @@ class TypePredictionOptions:
         metadata={
             "help": "Judge candidates by the checkpoint together with a table of the training corpus's types, weighed on "
             "a tenth of its projects, which fine-tuning leaves out; the checkpoint alone stands beside it."
+        },
+    )
+    type_signs: bool = field(
+        default=True,
+        metadata={
+            "help": "With --type-table: judge candidates also by signs of use, what the code does with a parameter and what "
+            "a function returns, learned from the training corpus without an encoder; table and checkpoint without them "
+            "stand beside it."
         },
     )
     type_controls: bool = field(
@@ -142,7 +152,8 @@ class TypePrediction(Task):
             raise ValueError(
                 f"--type-max-tokens must be at most {context.config.leaves_per_root}, a root's leaf slots"
             )
-        files, counts = read_files(context, context.test.rows, "hiding types")
+        with_signs = options.type_table and options.type_signs
+        files, counts = read_files(context, context.test.rows, "hiding types", with_usage=with_signs)
         every = [(number, hidden) for number, file in enumerate(files) for hidden in file.hidden]
         if not every:
             raise ValueError("the test corpus has no Python file with annotated parameters or results")
@@ -151,14 +162,15 @@ class TypePrediction(Task):
         windows, queries = find_queries(context, files, chosen)
         counts["asked"], counts["across_window_edge"] = len(queries), len(chosen) - len(queries)
         declared = DeclaredTypes.of(context)
-        questions = Questions.of(windows, queries, options.candidates(declared, context))
         ways = [LEAF, TEXT] if context.use_graph else [TEXT]
         # A checkpoint that never learned to name tails is asked in the text first.
         if context.use_graph and context.config.mnm_target == "relation":
             ways.reverse()
         left_out = _projects_left_out(context, declared) if options.type_table else []
+        signs = TypeSigns.of(context, declared, left_out) if left_out and with_signs else None
+        questions = Questions.of(windows, queries, options.candidates(declared, context), signs)
         # Before the fine-tuning, which would be lost if there were nothing to weigh on.
-        weighed_on = _questions_of_projects(context, declared, left_out, options) if left_out else None
+        weighed_on = _questions_of_projects(context, declared, left_out, options, signs) if left_out else None
         details, name, model = {}, ways[0], None
         if options.type_steps:
             name = f"fine-tuned, {ways[0]}"
@@ -171,13 +183,21 @@ class TypePrediction(Task):
         scores = score_types(context, questions, ways[0], model, by_end)
         if weighed_on is not None:
             counts["types_to_weigh_on"] = len(weighed_on.queries)
-            their_scores = score_types(context, weighed_on, ways[0], model, by_end)
-            both, alone = (TypeRanker.fit(weighed_on, their_scores, use_model) for use_model in (True, False))
-            ranks[f"{name}, with the table"] = questions.ranks(both.scores(questions, scores))
-            baselines["the table"] = questions.ranks(alone.scores(questions, scores))
+            pools = {"model and table": [*MODEL, *TABLE], "table": TABLE}
+            if signs is not None:
+                pools |= {"all": [*MODEL, *TABLE, *SIGNS], "table and signs": [*TABLE, *SIGNS]}
+            fitted = TypePools(weighed_on, score_types(context, weighed_on, ways[0], model, by_end), pools)
+            found = fitted.ranks(questions, scores)
+            if signs is not None:
+                ranks[f"{name}, with table and signs"] = found["all"]
+                baselines["table and signs"] = found["table and signs"]
+            ranks[f"{name}, with the table"] = found["model and table"]
+            baselines["the table"] = found["table"]
+            main_pool = "model and table" if signs is None else "all"
+            opinions = [OPINIONS[place] for place in pools[main_pool]]
             details["weights"] = {
                 "projects": left_out,
-                **dict(zip(("model", *questions.candidates.FEATURES), both.weights.round(3).tolist(), strict=True)),
+                **dict(zip(opinions, fitted.weights[main_pool].round(3).tolist(), strict=True)),
             }
         ranks[name] = questions.ranks(scores)
         for way in ways if options.type_controls else ways[:1]:
@@ -247,16 +267,20 @@ def _projects_left_out(context: TaskContext, declared: DeclaredTypes) -> list[st
 
 
 def _questions_of_projects(
-    context: TaskContext, declared: DeclaredTypes, projects: list[str], options: TypePredictionOptions
+    context: TaskContext,
+    declared: DeclaredTypes,
+    projects: list[str],
+    options: TypePredictionOptions,
+    signs: TypeSigns | None = None,
 ) -> Questions:
     """Hidden types of some projects of the training corpus, with the candidates that its other projects give."""
     rows = context.training.rows
     rows = rows.select([i for i, project in enumerate(rows["project"]) if project in set(projects)])
-    files, _ = read_files(context, rows, "hiding types to weigh on")
+    files, _ = read_files(context, rows, "hiding types to weigh on", with_usage=signs is not None)
     every = [(number, hidden) for number, file in enumerate(files) for hidden in file.hidden]
     chosen = [every[i] for i in context.sample(len(every), "types to weigh on", TABLE_TYPES)]
     questions = Questions.of(
-        *find_queries(context, files, chosen), options.candidates(declared.without(projects), context)
+        *find_queries(context, files, chosen), options.candidates(declared.without(projects), context), signs
     )
     if all(place is None for place in questions.right()):
         raise ValueError(

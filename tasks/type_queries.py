@@ -3,7 +3,7 @@
 import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -11,7 +11,9 @@ import numpy as np
 from ..chain_graphs.windows import WindowDataset
 from ..code_graph import CodeGraph
 from ..code_graph.annotations import HiddenType, hide_annotations
+from ..code_graph.project_usage import ProjectUsage
 from ..code_graph.schema import IMPORTED_FROM, IMPORTS, INHERITS, INSTANTIATES, RELATION_IDS
+from ..code_graph.usage import FileUsage, Usage, read_usage
 from .base import TaskContext
 from .queries import Query
 
@@ -37,6 +39,8 @@ class File:
         project_classes: names of classes and type aliases that any file of the project defines, sorted; one list for all
             its files.
         project_uses: of `uses_of_names`, of all files of the project together.
+        usages: by relation and first character of the name what the code does; empty if that was not read.
+        project_usage: of all files of the project together, or None.
     """
 
     project: str
@@ -45,6 +49,8 @@ class File:
     hidden: list[HiddenType]
     project_classes: list[str]
     project_uses: dict[str, Counter]
+    usages: dict[tuple[str, int], Usage] = field(default_factory=dict)
+    project_usage: ProjectUsage | None = None
 
     @cached_property
     def classes(self) -> list[str]:
@@ -92,8 +98,16 @@ def uses_of_names(code: str) -> dict[str, Counter]:
     return found
 
 
-def read_files(context: TaskContext, rows, description: str) -> tuple[list[File], dict[str, int]]:
+def read_files(
+    context: TaskContext, rows, description: str, with_usage: bool = False
+) -> tuple[list[File], dict[str, int]]:
     """Take the annotations out of the Python files of a corpus.
+
+    Args:
+        context: the checkpoint.
+        rows: of the corpus.
+        description: of the progress bar.
+        with_usage: also read what the code does with parameters and results.
 
     Returns:
         The files that have any, and the numbers of files read and left out, by reason.
@@ -104,6 +118,7 @@ def read_files(context: TaskContext, rows, description: str) -> tuple[list[File]
     # Filled in when all files are read.
     lists: dict[str, list[str]] = defaultdict(list)
     uses: dict[str, dict[str, Counter]] = defaultdict(lambda: defaultdict(Counter))
+    usages: dict[str, list[FileUsage]] = defaultdict(list)
     for row in context.progress(columns, description, total=len(rows)):
         if row["language"] != "python":
             counts["files_in_other_languages"] += 1
@@ -119,8 +134,15 @@ def read_files(context: TaskContext, rows, description: str) -> tuple[list[File]
         counts["files_without_types"] += not hidden
         if hidden:
             files.append(File(row["project"], text, graph, hidden, lists[row["project"]], uses[row["project"]]))
+        if with_usage:
+            usages[row["project"]].append(read_usage(text))
+            if hidden:
+                files[-1].usages = {(usage.relation, usage.start): usage for usage in usages[row["project"]][-1].usages}
     for project, names in lists.items():
         names += sorted(classes[project])
+    together = {project: ProjectUsage(found) for project, found in usages.items()}
+    for file in files:
+        file.project_usage = together.get(file.project)
     return files, dict(counts)
 
 
@@ -192,6 +214,8 @@ def locate(
         classes=file.classes,
         project_classes=file.project_classes,
         project_uses=file.project_uses,
+        usage=file.usages.get((hidden.relation, hidden.start)),
+        project_usage=file.project_usage,
     )
 
 

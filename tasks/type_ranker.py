@@ -1,4 +1,4 @@
-"""Model and table together: a log-linear pool (`log_linear`) over the candidates of a hidden type.
+"""Model, table and signs together: log-linear pools (`log_linear`) over the candidates of a hidden type.
 
     log p(candidate) = sum_k w_k f_k(candidate) + const
     f = (max(s - max s, -8), what is known before a model reads the code)
@@ -6,51 +6,66 @@
 s are the model's scores. How far it thinks a candidate is behind its best one tells nothing beyond a few nats: it may never
 have met a project's class, and one such name among the right answers would take all weight from its scores.
 
-The few weights w are fitted by maximum likelihood on hidden types of projects that neither the fine-tuning nor the table has
-seen, as those of the test.
+The few weights w are fitted by maximum likelihood on hidden types of projects that neither the fine-tuning nor table nor
+signs have seen, as those of the test.
 """
+
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from .log_linear import fit_weights
+from .log_linear import fit_weights, merge_equal
+from .type_candidates import Candidates
 from .type_scoring import Questions
+from .type_signs import TypeSigns
 
 _FURTHEST = 8.0
+OPINIONS = ("model", *Candidates.FEATURES, *TypeSigns.FEATURES)
+MODEL, TABLE, SIGNS = [0], [*range(1, 1 + len(Candidates.FEATURES))], [*range(1 + len(Candidates.FEATURES), len(OPINIONS))]
+"""Places in `OPINIONS`."""
 
 
-class TypeRanker:
-    """Weights of the model and of what is known before a model reads the code.
+class TypePools:
+    """Pools of some of the opinions, by name.
 
     Args:
-        weights: float (K,), the model's first where it takes part.
-        use_model: whether it does.
+        questions: of projects that neither model nor table nor signs have seen.
+        scores: of the model (`score_types`).
+        pools: by name the opinions that take part, places in `OPINIONS`.
+
+    Attributes:
+        weights: by name those of its opinions, in their order.
+
+    Raises:
+        ValueError: no hidden type is among its candidates.
     """
 
-    def __init__(self, weights: np.ndarray, use_model: bool):
-        self.weights, self.use_model = weights, use_model
-
-    @classmethod
-    def fit(cls, questions: Questions, scores: list[np.ndarray], use_model: bool = True) -> "TypeRanker":
-        """Fit on hidden types that are among their candidates.
-
-        Args:
-            questions: of projects that neither model nor table has seen.
-            scores: of the model (`score_types`).
-            use_model: False for the table alone.
-        """
-        features, right = [], []
-        for values, known, place in zip(scores, questions.known(), questions.right(), strict=True):
-            if place is not None:
-                features.append(np.column_stack([clipped(values), known]) if use_model else known)
-                right.append(place)
-        return cls(fit_weights(features, right), use_model)
-
-    def scores(self, questions: Questions, scores: list[np.ndarray]) -> list[np.ndarray]:
-        """Scores of model and table together, for each query float (candidates,)."""
-        first, rest = (self.weights[:1], self.weights[1:]) if self.use_model else (np.zeros(1), self.weights)
-        return [
-            clipped(values) * first[0] + known @ rest for values, known in zip(scores, questions.known(), strict=True)
+    def __init__(self, questions: Questions, scores: Sequence[np.ndarray], pools: Mapping[str, Sequence[int]]):
+        self._pools = pools
+        merged = [
+            merge_equal(found, place)
+            for found, place in zip(_opinions(questions, scores), questions.right(), strict=True)
+            if place is not None
         ]
+        features, counts, right = zip(*merged, strict=True) if merged else ((), (), ())
+        self.weights = {
+            name: fit_weights([found[:, columns].astype(np.float64) for found in features], right, counts)
+            for name, columns in pools.items()
+        }
+
+    def ranks(self, questions: Questions, scores: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+        """Ranks of the hidden types in each pool, int64 (queries,), as `Questions.ranks` gives them."""
+        pooled: dict[str, list[np.ndarray]] = {name: [] for name in self._pools}
+        for found in _opinions(questions, scores):
+            for name, columns in self._pools.items():
+                pooled[name].append(found[:, columns] @ self.weights[name])
+        return {name: questions.ranks(values) for name, values in pooled.items()}
+
+
+def _opinions(questions: Questions, scores: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
+    """For each query float32 (candidates, OPINIONS), without those by signs where they are not asked for."""
+    for values, known in zip(scores, questions.known(), strict=True):
+        yield np.column_stack([clipped(values), known])
 
 
 def clipped(scores: np.ndarray) -> np.ndarray:

@@ -18,6 +18,7 @@ from ..chain_graphs.windows import WindowDataset
 from .base import TaskContext
 from .queries import Query, ask_in_leaf, ask_in_text, labels_at
 from .type_candidates import Candidates, Own
+from .type_signs import TypeSigns
 
 LEAF, TEXT = "asked in a leaf", "asked in the text"
 
@@ -31,17 +32,21 @@ class Questions:
         queries: what is asked.
         candidates: those of the training corpus.
         own: for each query the candidates of its project and file.
+        signs: opinions by signs of use, if they are asked for.
     """
 
     windows: WindowDataset
     queries: list[Query]
     candidates: Candidates
     own: list[Own]
+    signs: TypeSigns | None = None
 
     @classmethod
-    def of(cls, windows: WindowDataset, queries: list[Query], candidates: Candidates) -> "Questions":
+    def of(
+        cls, windows: WindowDataset, queries: list[Query], candidates: Candidates, signs: TypeSigns | None = None
+    ) -> "Questions":
         """With the candidates that files and projects have of their own."""
-        return cls(windows, queries, candidates, candidates.of_queries(queries))
+        return cls(windows, queries, candidates, candidates.of_queries(queries), signs)
 
     def right(self) -> list[int | None]:
         """For each query the place of the hidden type among the candidates, those of the training corpus first."""
@@ -63,8 +68,13 @@ class Questions:
         return [(self.candidates.types, *(part.tokens for part in parts)) for parts in self.own]
 
     def known(self) -> Iterator[np.ndarray]:
-        """What is known of each candidate before a model reads the code (`Candidates.features`)."""
-        return self.candidates.features(self.queries, self.own)
+        """What is known of each candidate before a model reads the code: of `Candidates.features`, then of `TypeSigns`."""
+        found = self.candidates.features(self.queries, self.own)
+        if self.signs is None:
+            yield from found
+            return
+        for table, signs in zip(found, self.signs.features(self.candidates, self.queries, self.own), strict=True):
+            yield np.concatenate([table, signs], axis=1)
 
     def ranks(self, scores: list[np.ndarray]) -> np.ndarray:
         """Rank of each hidden type by its scores, 0 for the first; the number of candidates where it is none of them.

@@ -17,12 +17,12 @@ import graphmert.tasks.type_prediction as types
 from graphmert.code_graph import Triple, extract
 from graphmert.code_graph.annotations import HiddenType, hide_annotations, hide_in_graph
 from graphmert.tasks import run_task
-from graphmert.tasks.log_linear import fit_weights
+from graphmert.tasks.log_linear import fit_weights, merge_equal
 from graphmert.tasks.queries import Query, ask_in_leaf, ask_in_text, keep_facts, labels_at
 from graphmert.tasks.type_candidates import Candidates, DeclaredTypes, OwnTypes, form_of
 from graphmert.tasks.type_fine_tuning import TEXT_ROOM, ask_all
 from graphmert.tasks.type_queries import read_files, uses_of_names
-from graphmert.tasks.type_ranker import TypeRanker
+from graphmert.tasks.type_ranker import MODEL, OPINIONS, TABLE, TypePools
 from graphmert.tasks.type_scoring import Questions
 
 SOURCE = """import os
@@ -419,28 +419,36 @@ def test_weights_are_those_that_made_the_data():
     truth = np.array([1.5, -0.7])
     right = [int(np.argmax(found @ truth + rng.gumbel(size=len(found)))) for found in features]
     np.testing.assert_allclose(fit_weights(features, right), truth, atol=0.1)
+    # Candidates that are equal may be given as one.
+    few = [found.round() for found in features[:300]]
+    merged = [merge_equal(found, place) for found, place in zip(few, right[:300], strict=True)]
+    rows, counts, places = zip(*merged, strict=True)
+    assert sum(map(len, rows)) < sum(map(len, few)) == sum(map(np.sum, counts))
+    np.testing.assert_allclose(fit_weights(rows, places, counts), fit_weights(few, right[:300]), atol=1e-4)
     with pytest.raises(ValueError, match="no question to fit weights on"):
         fit_weights([], [])
 
 
-def test_a_ranker_without_the_model_does_not_see_it():
+def test_pools_see_the_opinions_that_they_are_given():
     found = candidates()
     asked = [
         replace(query(), hidden=HiddenType("has_type", name, "str", 0, 0, 0, ": ")) for name in ("path", "q", "z")
     ]
     questions = Questions(None, asked, found, found.of_queries(asked))
-    rng = np.random.default_rng(0)
-    scores = [rng.normal(size=3) for _ in asked]
-    table = TypeRanker.fit(questions, scores, use_model=False)
-    first, second = table.scores(questions, scores), table.scores(questions, [-values for values in scores])
-    assert all((a == b).all() for a, b in zip(first, second, strict=True))
+    pools = {"table": TABLE, "both": [*MODEL, *TABLE]}
     # Where the model is always right and the table not, the model counts.
     knowing = [np.array([0.0, 0.0, 9.0]) for _ in asked]
-    both = TypeRanker.fit(questions, knowing)
-    assert both.weights[0] > 0.5 and (questions.ranks(both.scores(questions, knowing)) == 0).all()
+    fitted = TypePools(questions, knowing, pools)
+    assert len(fitted.weights["table"]) == 6 and fitted.weights["both"][0] > 0.5
+    ranks = fitted.ranks(questions, knowing)
+    assert (ranks["both"] == 0).all() and not (ranks["table"] == 0).all()
+    misled = fitted.ranks(questions, [-values for values in knowing])
+    assert (misled["table"] == ranks["table"]).all() and not (misled["both"] == 0).any()
     # Scores count from the best one, to 8 below it.
-    expected = np.array([-8.0, -8.0, 0.0]) * both.weights[0] + list(questions.known())[1] @ both.weights[1:]
-    np.testing.assert_allclose(both.scores(questions, knowing)[1], expected)
+    expected = np.array([-8.0, -8.0, 0.0]) * fitted.weights["both"][0]
+    expected += list(questions.known())[1] @ fitted.weights["both"][1:]
+    assert ranks["both"][1] == (expected >= expected[questions.right()[1]]).sum() - 1
+    assert len(OPINIONS) == len(set(OPINIONS))
 
 
 def test_files_know_the_classes_of_their_project_alone():
@@ -548,8 +556,9 @@ def test_the_task_on_checkpoints_with_and_without_leaves(tmp_path):
     )
     tuned = run_task("type_prediction", checkpoint(), corpora()[1], type_steps=2, type_files=3, **options)
     name = f"fine-tuned, {types.LEAF}"
-    assert tuned["details"]["asked"] == f"{name}, with the table"
-    assert set(tuned["controls"]) == {name, f"zero-shot, {types.LEAF}", f"zero-shot, {types.TEXT}"}
+    assert tuned["details"]["asked"] == f"{name}, with table and signs"
+    zero_shot = {f"zero-shot, {types.LEAF}", f"zero-shot, {types.TEXT}"}
+    assert set(tuned["controls"]) == {name, f"{name}, with the table", *zero_shot}
     assert tuned["controls"][f"zero-shot, {types.LEAF}"] == both["controls"][types.LEAF]
     assert tuned["controls"][f"zero-shot, {types.TEXT}"] == both["controls"][types.TEXT]
     assert tuned["baselines"] == both["baselines"] and 0 < tuned["counts"]["files_to_learn_from"] < 3
@@ -559,14 +568,19 @@ def test_the_task_on_checkpoints_with_and_without_leaves(tmp_path):
     learned = sum(tuned["counts"][name] for name in ("types_to_learn_from", "types_left_out_of_learning"))
     assert learned == sum(len(file.hidden) for file in annotated if file.project != left_out)
     assert tuned["details"]["weights"]["projects"] == both["details"]["weights"]["projects"] != []
-    assert both["details"]["asked"] == f"{types.LEAF}, with the table" and set(both["controls"]) == {
-        types.LEAF,
-        types.TEXT,
-    }
-    assert off["details"]["asked"] == f"{types.TEXT}, with the table" and set(off["controls"]) == {types.TEXT}
+    assert both["details"]["asked"] == f"{types.LEAF}, with table and signs"
+    assert set(both["controls"]) == {f"{types.LEAF}, with the table", types.LEAF, types.TEXT}
+    assert off["details"]["asked"] == f"{types.TEXT}, with table and signs"
+    assert set(off["controls"]) == {f"{types.TEXT}, with the table", types.TEXT}
+    without = run_task(
+        "type_prediction", checkpoint(), corpora()[1], type_signs=False, type_controls=False, **options
+    )
+    assert without["figures"] == both["controls"][f"{types.LEAF}, with the table"]
+    assert without["baselines"] == {k: v for k, v in both["baselines"].items() if k != "table and signs"}
     alone = run_task("type_prediction", checkpoint(), corpora()[1], type_table=False, type_controls=False, **options)
     assert alone["figures"] == both["controls"][types.LEAF] and alone["controls"] == {}
-    assert set(both["baselines"]) - set(alone["baselines"]) == {"the table"} and "weights" not in alone["details"]
+    assert set(both["baselines"]) - set(alone["baselines"]) == {"the table", "table and signs"}
+    assert "weights" not in alone["details"]
     for name, figures in off["baselines"].items():
         assert figures["top1"] == both["baselines"][name]["top1"]
     assert both["counts"]["asked"] == off["counts"]["asked"] <= 12
