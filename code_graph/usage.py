@@ -94,7 +94,7 @@ def kind_of(node: ast.expr | None, local: dict[str, ast.expr] | None = None, dep
         case None:
             return "nothing"
         case ast.Constant(value=value):
-            return f"const:{value}" if value in (None, True, False, ...) and not _is_number(value) else _constant(value)
+            return f"const:{value if value is None or isinstance(value, bool) else type(value).__name__}"
         case ast.JoinedStr():
             return "const:str"
         case ast.Compare() | ast.UnaryOp(op=ast.Not()):
@@ -120,14 +120,6 @@ def kind_of(node: ast.expr | None, local: dict[str, ast.expr] | None = None, dep
             case ast.UnaryOp(op=operator, operand=value) | ast.BinOp(op=operator, left=value):
                 return f"{type(operator).__name__}:" + kind_of(value, local, depth + 1)
     return type(node).__name__.lower()
-
-
-def _is_number(value) -> bool:
-    return type(value) in (int, float, complex)
-
-
-def _constant(value) -> str:
-    return f"const:{type(value).__name__}"
 
 
 def last_name(node: ast.expr | None) -> str | None:
@@ -350,7 +342,8 @@ def _defaults(given: ast.arguments) -> dict[str, ast.expr]:
 
 
 def _signs_of_words(words: list[str]) -> list[str]:
-    return [*(f"word:{word}" for word in words), *(f"first word:{word}" for word in words[:1]), *(f"last word:{word}" for word in words[-1:])]
+    signs = [f"word:{word}" for word in words]
+    return signs + [f"first word:{word}" for word in words[:1]] + [f"last word:{word}" for word in words[-1:]]
 
 
 def _signs_of_result(node, returned: list[ast.AST], local: dict[str, ast.expr]) -> tuple[list[str], list[str]]:
@@ -432,8 +425,10 @@ def read_usage(code: str) -> FileUsage:
         Nothing of anything where Python cannot parse the text.
 
     >>> usage = read_usage("def load(path, names=None):\\n    names.append(path.stem)\\n    return names\\n")
-    >>> [(found.name, found.signs[-2:]) for found in usage.usages if found.relation == "has_type"]
-    [('path', ('required', 'attribute:stem')), ('names', ('default:const:None', 'method:append'))]
+    >>> [(found.name, found.attributes) for found in usage.usages if found.relation == "has_type"]
+    [('path', ('stem',)), ('names', ('append',))]
+    >>> [sign for sign in usage.usages[0].signs if sign.startswith("returns:")]
+    ['returns:name:names']
     """
     found = FileUsage()
     try:

@@ -29,7 +29,8 @@ from .queries import Query
 from .type_candidates import Candidates, DeclaredTypes, Own, form_of
 
 HIDDEN_UNITS = 96
-EPOCHS = 3
+EPOCHS, LEAST_STEPS = 3, 300
+BATCH_SIZE = 256
 _LEAST_SIGNS, _LEAST_TYPES = 8, 20
 """Times that the training corpus must show a sign, and a type that is an answer of its own."""
 _REST = "other"
@@ -162,7 +163,13 @@ class SignClassifier:
             presence = self._vectorizer.fit_transform(signs)
         except ValueError as error:
             raise ValueError("no signs of types to learn from") from error
-        self._classifier = MLPClassifier((HIDDEN_UNITS,), batch_size=min(256, len(answers)), max_iter=EPOCHS, random_state=seed)
+        steps = -(-len(answers) // BATCH_SIZE)
+        self._classifier = MLPClassifier(
+            (HIDDEN_UNITS,),
+            batch_size=min(BATCH_SIZE, len(answers)),
+            max_iter=max(EPOCHS, -(-LEAST_STEPS // steps)),
+            random_state=seed,
+        )
         with warnings.catch_warnings():
             # It is not meant to converge: later epochs are learned by heart.
             warnings.simplefilter("ignore", ConvergenceWarning)
