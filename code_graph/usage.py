@@ -34,7 +34,6 @@ class Usage:
         signs: in the order of the text, each once.
         attributes: that are read on the parameter, each once.
         made: classes whose instances are returned, or are the default; the owner's name for `self` and `cls()`.
-        checked: classes that `isinstance` checks the parameter for.
         mentioned: words with a capital in the function's docstring.
         position: of the parameter among the arguments of a call, `self` not counted; None if it is given by name alone, or
             is a star or a result.
@@ -48,7 +47,6 @@ class Usage:
     signs: tuple[str, ...]
     attributes: tuple[str, ...] = ()
     made: tuple[str, ...] = ()
-    checked: tuple[str, ...] = ()
     mentioned: tuple[str, ...] = ()
     position: int | None = None
 
@@ -257,9 +255,9 @@ class _Reader:
             if len(name) < 3:
                 signs.append("short name")
             signs.append(f"default:{kind_of(default)}" if default is not None else "required")
-            attributes, checked = [], []
+            attributes: list[str] = []
             for use in uses[node, name]:
-                signs += self._signs_of_use(use, attributes, checked)
+                signs += self._signs_of_use(use, attributes)
             signs += _signs_of_text(documentation, _parameter_texts(name))
             match = re.match(r"call:(_?[A-Z]\w*)", kind_of(default))
             self._found.usages.append(
@@ -270,14 +268,13 @@ class _Reader:
                     signs=tuple(dict.fromkeys([*signs, *around])),
                     attributes=tuple(dict.fromkeys(attributes)),
                     made=(match.group(1),) if match else (),
-                    checked=tuple(checked),
                     position=number - bound if way == "place" else None,
                     **common,
                 )
             )
 
-    def _signs_of_use(self, use: ast.Name, attributes: list[str], checked: list[str]) -> Iterator[str]:
-        """What is done with a parameter where it is read; attributes and classes it is checked for are added to the lists."""
+    def _signs_of_use(self, use: ast.Name, attributes: list[str]) -> Iterator[str]:
+        """What is done with a parameter where it is read; attributes that are read on it are added to the list."""
         parent = self._parent[use]
         match parent:
             case ast.Attribute(attr=name):
@@ -290,7 +287,6 @@ class _Reader:
             case ast.Call(func=ast.Name(id="isinstance"), args=[_, classes]):
                 for node in classes.elts if isinstance(classes, ast.Tuple) else [classes]:
                     if name := last_name(node):
-                        checked.append(name)
                         yield f"isinstance:{name}"
             case ast.Call(func=function, args=arguments):
                 place = next((i for i, argument in enumerate(arguments) if argument is use), "")

@@ -3,7 +3,8 @@
     base.py          what every task is made of: arguments, the opened checkpoint and corpora, the report
     queries.py       windows with a question in them
     type_queries.py  hidden types and their places; type_candidates.py: what they are chosen from; type_scoring.py: by the
-                     checkpoint, type_ranker.py: together with a table, type_fine_tuning.py: after fine-tuning
+                     checkpoint, type_fine_tuning.py: after fine-tuning, type_signs.py: by signs of use, type_ranker.py:
+                     together with a table
     leaf_order.py    whether the order of leaves tells a hidden relation
     relation_table.py, tail_table.py  what a table of the training corpus says; log_linear.py: several opinions made one
     corpora.py       test and training corpora; refuses a test project that stands in the training corpus

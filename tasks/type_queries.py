@@ -170,8 +170,9 @@ def find_queries(
     for number, hidden in asked:
         types[number].append(hidden)
     queries = []
+    places = rows.select_columns(["char_starts", "char_ends"]).with_format("numpy")
     for place, number in enumerate(context.progress(numbers, "finding places")):
-        row = rows[place]
+        row = places[place]
         queries += [locate(context, row, windows, place, files[number], hidden) for hidden in types[number]]
     return windows, [query for query in queries if query is not None]
 

@@ -7,7 +7,7 @@ Two kinds of opinions on a candidate, both made from `code_graph.usage`:
              hidden layer, fitted on the declared types of the training corpus, whose annotations are taken out likewise.
              A project's own classes are one answer to it, in each of their forms ("{} | None").
     classes  which of the project's classes it is: one that has the attributes that are read on it, one whose instances are
-             returned or given, one that `isinstance` or the docstring names, one whose name shares words with its own.
+             returned, one that the docstring names, one whose name shares words with its own.
 
 Both enter the log-linear pool of `type_ranker` as features of the candidates.
 """
@@ -95,13 +95,10 @@ CLASS_FEATURES = (
     "its attributes",
     "its attributes in the project",
     "an instance is made",
-    "isinstance",
-    "given in calls",
     "in the function's name",
     "the class around",
     "in the docstring",
     "words shared",
-    "last word shared",
     "short for it",
 )
 
@@ -114,21 +111,16 @@ def class_features(usage: Usage, project: ProjectUsage, names: ClassNames) -> li
         project: it belongs to.
         names: classes to find by their words.
     """
-    made = Counter(kind[5:] for kind in project.given(usage).elements() if kind.startswith("call:"))
     words, function = words_of(usage.name), words_of(usage.function)
-    sharing = names.sharing(words)
     return [
         project.fitting(Counter(usage.attributes)),
         project.fitting(project.attributes(usage.relation, usage.name)),
         dict.fromkeys(usage.made, 1.0),
-        dict.fromkeys(usage.checked, 1.0),
-        {name: float(np.log1p(count)) for name, count in made.items()},
         # A parameter is hardly what a function's first word says that it does.
         names.within(function if usage.relation == RETURNS else function[1:]),
         {usage.owner: 1.0} if usage.owner else {},
         dict.fromkeys(usage.mentioned, 1.0),
-        sharing,
-        {name: 1.0 for name in sharing if words_of(name)[-1:] == words[-1:]},
+        names.sharing(words),
         dict.fromkeys(names.beginning(words), 1.0) if words else {},
     ]
 
