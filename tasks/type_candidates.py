@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -106,6 +106,17 @@ class OwnTypes:
     form: np.ndarray
 
     @cached_property
+    def _numbers(self) -> dict[str, int]:
+        return {name: number for number, name in enumerate(self.names)}
+
+    def by_name(self, values: Mapping[str, float]) -> np.ndarray:
+        """Each candidate's value by its name, 0 for a name without one, float32 (candidates,)."""
+        of_names = np.zeros(len(self.names), dtype=np.float32)
+        for name in values.keys() & self._numbers.keys():
+            of_names[self._numbers[name]] = values[name]
+        return of_names[self.name]
+
+    @cached_property
     def plain_names(self) -> np.ndarray:
         """The names without underscores and capitals."""
         return np.array([plain(name) for name in self.names], dtype=np.str_)
@@ -182,6 +193,14 @@ class Candidates:
             for name in _names_in(text):
                 found[name].append(place)
         return dict(found)
+
+    def by_name(self, values: Mapping[str, float]) -> np.ndarray:
+        """Each type's highest value by the names in it, 0 for a type without one, float32 (types,)."""
+        found = np.zeros(len(self.types), dtype=np.float32)
+        for name in values.keys() & self.with_name.keys():
+            places = self.with_name[name]
+            found[places] = np.maximum(found[places], values[name])
+        return found
 
     def _count(self, declared: DeclaredTypes) -> None:
         self._by_relation: dict[str, Counter] = defaultdict(Counter)
@@ -314,11 +333,7 @@ class Candidates:
                 is_spelled.append((part.form == 0) & (part.plain_names == spelled)[part.name])
             log_p = np.log(np.concatenate([probability, *(shares[part.form] for part in parts)]))
             used = query.project_uses.get(spelled, {})
-            in_uses = [np.zeros(len(places))]
-            for name, count in used.items():
-                at = self.with_name.get(name, [])
-                in_uses[0][at] = np.maximum(in_uses[0][at], count)
-            in_uses += [np.array([used.get(name, 0) for name in part.names], dtype=float)[part.name] for part in parts]
+            in_uses = [part.by_name(used) for part in (self, *parts)]
             columns = [log_p, kinds[query.file], np.concatenate(is_spelled), np.log1p(np.concatenate(in_uses))]
             yield np.column_stack(columns).astype(np.float32)
 

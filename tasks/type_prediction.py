@@ -29,12 +29,13 @@ from .base import Task, TaskContext, TaskResult
 from .type_candidates import Candidates, DeclaredTypes
 from .type_fine_tuning import TypeTuningSettings, fine_tune_types
 from .type_queries import find_queries, is_shown, read_files
-from .type_ranker import MODEL, OPINIONS, SIGNS, TABLE, TypePools
+from .type_ranker import MODEL, SIGNS, TABLE, TypePools
 from .type_scoring import LEAF, TEXT, Questions, score_types
 from .type_signs import TypeSigns
 
 logger = logging.get_logger(__name__)
 
+_TABLE, _BOTH = "the table", "table and signs"
 TOP = 5
 MAX_TOKENS = 7
 TABLE_TYPES = 800
@@ -183,22 +184,11 @@ class TypePrediction(Task):
         scores = score_types(context, questions, ways[0], model, by_end)
         if weighed_on is not None:
             counts["types_to_weigh_on"] = len(weighed_on.queries)
-            pools = {"model and table": [*MODEL, *TABLE], "table": TABLE}
-            if signs is not None:
-                pools |= {"all": [*MODEL, *TABLE, *SIGNS], "table and signs": [*TABLE, *SIGNS]}
-            fitted = TypePools(weighed_on, score_types(context, weighed_on, ways[0], model, by_end), pools)
-            found = fitted.ranks(questions, scores)
-            if signs is not None:
-                ranks[f"{name}, with table and signs"] = found["all"]
-                baselines["table and signs"] = found["table and signs"]
-            ranks[f"{name}, with the table"] = found["model and table"]
-            baselines["the table"] = found["table"]
-            main_pool = "model and table" if signs is None else "all"
-            opinions = [OPINIONS[place] for place in pools[main_pool]]
-            details["weights"] = {
-                "projects": left_out,
-                **dict(zip(opinions, fitted.weights[main_pool].round(3).tolist(), strict=True)),
-            }
+            pools = TypePools(weighed_on, score_types(context, weighed_on, ways[0], model, by_end), _pools(signs is not None))
+            found = pools.ranks(questions, scores)
+            ranks |= {f"{name}, with {rest}": found[rest, True] for rest in (_BOTH, _TABLE) if (rest, True) in found}
+            baselines |= {rest: found[rest, False] for rest in (_TABLE, _BOTH) if (rest, False) in found}
+            details["weights"] = {"projects": left_out} | pools.weights_by_name(next(iter(found)))
         ranks[name] = questions.ranks(scores)
         for way in ways if options.type_controls else ways[:1]:
             zero_shot = f"zero-shot, {way}" if options.type_steps else way
@@ -251,6 +241,12 @@ class TypePrediction(Task):
             "_among_candidates": among,
             "_not_in_window": ~shown,
         }
+
+
+def _pools(with_signs: bool) -> dict[tuple[str, bool], list[int]]:
+    """Opinions that are pooled, by what is pooled and whether the checkpoint takes part; all of them first."""
+    parts = {_BOTH: [*TABLE, *SIGNS], _TABLE: TABLE} if with_signs else {_TABLE: TABLE}
+    return {(name, use_model): [*MODEL * use_model, *places] for use_model in (True, False) for name, places in parts.items()}
 
 
 def _projects_left_out(context: TaskContext, declared: DeclaredTypes) -> list[str]:

@@ -10,7 +10,7 @@ The few weights w are fitted by maximum likelihood on hidden types of projects t
 signs have seen, as those of the test.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -40,7 +40,7 @@ class TypePools:
         ValueError: no hidden type is among its candidates.
     """
 
-    def __init__(self, questions: Questions, scores: Sequence[np.ndarray], pools: Mapping[str, Sequence[int]]):
+    def __init__(self, questions: Questions, scores: Sequence[np.ndarray], pools: Mapping[Hashable, Sequence[int]]):
         self._pools = pools
         merged = [
             merge_equal(found, place)
@@ -53,9 +53,14 @@ class TypePools:
             for name, columns in pools.items()
         }
 
-    def ranks(self, questions: Questions, scores: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+    def weights_by_name(self, name: Hashable) -> dict[str, float]:
+        """A pool's weights by what they belong to (`OPINIONS`), to three places."""
+        opinions = [OPINIONS[place] for place in self._pools[name]]
+        return dict(zip(opinions, self.weights[name].round(3).tolist(), strict=True))
+
+    def ranks(self, questions: Questions, scores: Sequence[np.ndarray]) -> dict[Hashable, np.ndarray]:
         """Ranks of the hidden types in each pool, int64 (queries,), as `Questions.ranks` gives them."""
-        pooled: dict[str, list[np.ndarray]] = {name: [] for name in self._pools}
+        pooled: dict[Hashable, list[np.ndarray]] = {name: [] for name in self._pools}
         for found in _opinions(questions, scores):
             for name, columns in self._pools.items():
                 pooled[name].append(found[:, columns] @ self.weights[name])

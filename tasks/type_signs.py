@@ -13,7 +13,7 @@ Both enter the log-linear pool of `type_ranker` as features of the candidates.
 """
 
 import warnings
-from collections import Counter, defaultdict
+from collections import ChainMap, Counter, defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -103,7 +103,7 @@ CLASS_FEATURES = (
 )
 
 
-def class_features(usage: Usage, project: ProjectUsage, names: ClassNames) -> list[dict[str, float]]:
+def class_features(usage: Usage, project: ProjectUsage, names: Sequence[ClassNames]) -> list[dict[str, float]]:
     """How well classes fit a hidden type by `CLASS_FEATURES`: for each a value by class, 0 for those left out.
 
     Args:
@@ -112,16 +112,17 @@ def class_features(usage: Usage, project: ProjectUsage, names: ClassNames) -> li
         names: classes to find by their words.
     """
     words, function = words_of(usage.name), words_of(usage.function)
+    # A parameter is hardly what a function's first word says that it does.
+    telling = function if usage.relation == RETURNS else function[1:]
     return [
         project.fitting(Counter(usage.attributes)),
         project.fitting(project.attributes(usage.relation, usage.name)),
         dict.fromkeys(usage.made, 1.0),
-        # A parameter is hardly what a function's first word says that it does.
-        names.within(function if usage.relation == RETURNS else function[1:]),
+        dict(ChainMap(*(some.within(telling) for some in names))),
         {usage.owner: 1.0} if usage.owner else {},
         dict.fromkeys(usage.mentioned, 1.0),
-        names.sharing(words),
-        dict.fromkeys(names.beginning(words), 1.0) if words else {},
+        dict(ChainMap(*(some.sharing(words) for some in names))),
+        dict.fromkeys(set().union(*(some.beginning(words) for some in names)), 1.0) if words else {},
     ]
 
 
@@ -244,36 +245,16 @@ class TypeSigns:
         """
         types, forms = self._classifier.places(list(candidates.types)), self._classifier.places(["{}", *candidates.forms])
         known = [query.project_usage.signs(query.usage) if query.usage else [] for query in queries]
-        names: dict[int, ClassNames] = {}
-        places: dict[int, dict[str, int]] = {}
+        of_training, of_parts = ClassNames(list(candidates.with_name)), {}
         for query, parts, log_p in zip(queries, own, self._classifier.log_p(known), strict=True):
             opinions = [log_p[types[0]] + types[1]]
             opinions += [(log_p[forms[0]] + forms[1])[part.form] for part in parts]
-            found: list[dict[str, float]] = [{} for _ in CLASS_FEATURES]
-            if query.usage is not None:
-                for part in (candidates, *parts):
-                    if id(part) not in names:
-                        names[id(part)] = ClassNames(list(part.with_name) if part is candidates else part.names)
-                    for all_found, values in zip(
-                        found, class_features(query.usage, query.project_usage, names[id(part)]), strict=True
-                    ):
-                        all_found |= values
-            columns = np.zeros((len(opinions[0]) + sum(len(part.name) for part in parts), len(self.FEATURES)), np.float32)
+            columns = np.zeros((sum(map(len, opinions)), len(self.FEATURES)), dtype=np.float32)
             columns[:, 0] = np.concatenate(opinions)
-            first = len(opinions[0])
-            for column, values in enumerate(found, 1):
-                for name, value in values.items():
-                    at = candidates.with_name.get(name, [])
-                    columns[at, column] = np.maximum(columns[at, column], value)
-            for part in parts:
-                if id(part) not in places:
-                    places[id(part)] = {name: number for number, name in enumerate(part.names)}
-                of_names = np.zeros((len(part.names), len(found)), np.float32)
-                for column, values in enumerate(found):
-                    for name, value in values.items():
-                        at = places[id(part)].get(name)
-                        if at is not None:
-                            of_names[at, column] = value
-                columns[first : first + len(part.name), 1:] = of_names[part.name]
-                first += len(part.name)
+            if query.usage is not None:
+                # A part belongs to a project or file, and serves all its queries.
+                names = [of_parts.setdefault(id(part), ClassNames(part.names)) for part in parts]
+                found = class_features(query.usage, query.project_usage, [of_training, *names])
+                for column, values in enumerate(found, 1):
+                    columns[:, column] = np.concatenate([part.by_name(values) for part in (candidates, *parts)])
             yield columns

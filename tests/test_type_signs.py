@@ -59,7 +59,7 @@ def test_how_classes_fit():
     project, names = ProjectUsage([read_usage(SOURCE)]), ClassNames(["Node", "Leaf", "Twig"])
 
     def features(*key) -> dict[str, dict[str, float]]:
-        return dict(zip(CLASS_FEATURES, class_features(usages[key], project, names), strict=True))
+        return dict(zip(CLASS_FEATURES, class_features(usages[key], project, [names]), strict=True))
 
     leaf = features("has_type", "leaf", "visit_leaf")
     assert leaf["its attributes"] == pytest.approx({"Leaf": 1.0, "Twig": 1.0})
@@ -110,9 +110,13 @@ def asked_of_the_tiny_corpus() -> tuple[Questions, TypeSigns]:
     return Questions.of(windows, queries, options.candidates(declared, opened), signs), signs
 
 
-def every_class_fits(usage, project, names: ClassNames) -> list[dict[str, float]]:
+def every_class_fits(usage, project, names: list[ClassNames]) -> list[dict[str, float]]:
     """Values that differ for every class and feature."""
-    return [{name: 1 + zlib.crc32(f"{column} {name}".encode()) % 997 for name in names.names} for column in range(len(CLASS_FEATURES))]
+    every = [name for some in names for name in some.names]
+    return [
+        {name: 1 + zlib.crc32(f"{column} {name}".encode()) % 997 for name in every}
+        for column in range(len(CLASS_FEATURES))
+    ]
 
 
 def test_opinions_stand_at_their_candidates(monkeypatch):
@@ -141,7 +145,7 @@ def test_opinions_stand_at_their_candidates(monkeypatch):
         columns, shares = signs._classifier.places(answers)
         np.testing.assert_allclose(features[:, 0], log_p[columns] + shares, rtol=1e-5)
         every_name = ClassNames([*questions.candidates.with_name, *(name for part in own for name in part.names)])
-        by_class = every_class_fits(None, None, every_name)
+        by_class = every_class_fits(None, None, [every_name])
         for text, name, given in zip(texts, names, features[:, 1:], strict=True):
             words = [name] if name else [word for word, types_ in with_name.items() if text in types_]
             assert given.tolist() == [max((values[word] for word in words), default=0.0) for values in by_class], text
