@@ -164,7 +164,9 @@ class GraphMertCollator:
             if not 0 <= value < 1:
                 raise ValueError(f"{name} must be in [0, 1), got {value}")
         if mnm_skip_copied_tails and mnm_target == "relation":
-            raise ValueError("mnm_skip_copied_tails is about hidden tails, but mnm_target is 'relation': no tail is hidden")
+            raise ValueError(
+                "mnm_skip_copied_tails is about hidden tails, but mnm_target is 'relation': no tail is hidden"
+            )
         if not 0 <= mnm_window_probability <= 1:
             raise ValueError(f"mnm_window_probability must be in [0, 1], got {mnm_window_probability}")
         if mnm_target == "both" and mnm_probability > 0.5:
@@ -360,7 +362,10 @@ class GraphMertCollator:
         Tails that cannot be asked since another leaf still shows their first word are set to `tail_hidden`.
         """
         first_word = facts.leaf_key[facts.first_leaf[eligible]]
-        drawn = counter_uniform(keys[facts.row[eligible]], "fact_word", first_word % self.vocab_size) < self.mnm_probability
+        drawn = (
+            counter_uniform(keys[facts.row[eligible]], "fact_word", first_word % self.vocab_size)
+            < self.mnm_probability
+        )
         drawn &= allowed & ~np.isin(first_word, facts.masked_root_key)
         hidden = facts.tail_hidden.copy()
         hidden[eligible[drawn]] = True

@@ -85,7 +85,9 @@ class ProjectUsage:
         if key not in self._of_names:
             usages = self._by_name.get(key, ())
             signs = Counter(sign for usage in usages for sign in usage.signs if not sign.startswith(_OF_PLACE))
-            shared = [f"in the project, {sign}" for sign, n in signs.most_common(_MOST_SHARED) if n >= _SHARED * len(usages)]
+            shared = [
+                f"in the project, {sign}" for sign, n in signs.most_common(_MOST_SHARED) if n >= _SHARED * len(usages)
+            ]
             self._of_names[key] = shared, Counter(name for usage in usages for name in usage.attributes)
         return self._of_names[key]
 

@@ -6,7 +6,7 @@ Signs are read with Python's own parser; a file that it cannot parse has none.
 
 import ast
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -139,7 +139,7 @@ class _Reader:
     """
 
     def __init__(self, code: str, found: FileUsage):
-        self._found = found
+        self._code, self._found = code, found
         self._lines = code.split("\n")
         self._starts = [0]
         for line in self._lines:
@@ -217,7 +217,9 @@ class _Reader:
     def _character(self, line: int, column: int) -> int:
         """The character of the text at a line, from 1, and a column in bytes."""
         text = self._lines[line - 1]
-        return self._starts[line - 1] + (column if text.isascii() else len(text.encode()[:column].decode(errors="ignore")))
+        return self._starts[line - 1] + (
+            column if text.isascii() else len(text.encode()[:column].decode(errors="ignore"))
+        )
 
     def _add_function(self, node, returned: list[ast.AST], local: dict[str, ast.expr], uses) -> None:
         parent = self._parent[node]
@@ -233,9 +235,15 @@ class _Reader:
         ]
         common = {"function": node.name, "owner": owner, "mentioned": tuple(set(_CLASS_WORD.findall(documentation)))}
         begin = self._character(node.lineno, node.col_offset)
-        definition = _DEFINITION.match("\n".join(self._lines[node.lineno - 1 :])[begin - self._starts[node.lineno - 1] :])
+        definition = _DEFINITION.match(self._code, begin)
         signs, made = _signs_of_result(node, returned, local)
-        signs = [f"name:{node.name}", *_signs_of_words(words), *signs, *_signs_of_text(documentation, _RESULT_TEXTS), *around]
+        signs = [
+            f"name:{node.name}",
+            *_signs_of_words(words),
+            *signs,
+            *_signs_of_text(documentation, _RESULT_TEXTS),
+            *around,
+        ]
         self._found.usages.append(
             Usage(
                 relation=RETURNS,
@@ -360,7 +368,9 @@ def _signs_of_result(node, returned: list[ast.AST], local: dict[str, ast.expr]) 
         signs.append("some returns without a value")
     for found in returned:
         if not isinstance(found, ast.Return):
-            signs.append("yields from" if isinstance(found, ast.YieldFrom) else f"yields:{kind_of(found.value, local)}")
+            signs.append(
+                "yields from" if isinstance(found, ast.YieldFrom) else f"yields:{kind_of(found.value, local)}"
+            )
     leaves, waiting = [], values[::-1]
     while waiting:
         match waiting.pop():

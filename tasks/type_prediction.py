@@ -184,7 +184,9 @@ class TypePrediction(Task):
         scores = score_types(context, questions, ways[0], model, by_end)
         if weighed_on is not None:
             counts["types_to_weigh_on"] = len(weighed_on.queries)
-            pools = TypePools(weighed_on, score_types(context, weighed_on, ways[0], model, by_end), _pools(signs is not None))
+            pools = TypePools(
+                weighed_on, score_types(context, weighed_on, ways[0], model, by_end), _pools(signs is not None)
+            )
             found = pools.ranks(questions, scores)
             ranks |= {f"{name}, with {rest}": found[rest, True] for rest in (_BOTH, _TABLE) if (rest, True) in found}
             baselines |= {rest: found[rest, False] for rest in (_TABLE, _BOTH) if (rest, False) in found}
@@ -246,7 +248,11 @@ class TypePrediction(Task):
 def _pools(with_signs: bool) -> dict[tuple[str, bool], list[int]]:
     """Opinions that are pooled, by what is pooled and whether the checkpoint takes part; all of them first."""
     parts = {_BOTH: [*TABLE, *SIGNS], _TABLE: TABLE} if with_signs else {_TABLE: TABLE}
-    return {(name, use_model): [*MODEL * use_model, *places] for use_model in (True, False) for name, places in parts.items()}
+    return {
+        (name, use_model): [*MODEL * use_model, *places]
+        for use_model in (True, False)
+        for name, places in parts.items()
+    }
 
 
 def _projects_left_out(context: TaskContext, declared: DeclaredTypes) -> list[str]:

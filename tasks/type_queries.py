@@ -137,7 +137,9 @@ def read_files(
         if with_usage:
             usages[row["project"]].append(read_usage(text))
             if hidden:
-                files[-1].usages = {(usage.relation, usage.start): usage for usage in usages[row["project"]][-1].usages}
+                files[-1].usages = {
+                    (usage.relation, usage.start): usage for usage in usages[row["project"]][-1].usages
+                }
     for project, names in lists.items():
         names += sorted(classes[project])
     together = {project: ProjectUsage(found) for project, found in usages.items()}

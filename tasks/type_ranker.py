@@ -21,7 +21,11 @@ from .type_signs import TypeSigns
 
 _FURTHEST = 8.0
 OPINIONS = ("model", *Candidates.FEATURES, *TypeSigns.FEATURES)
-MODEL, TABLE, SIGNS = [0], [*range(1, 1 + len(Candidates.FEATURES))], [*range(1 + len(Candidates.FEATURES), len(OPINIONS))]
+MODEL, TABLE, SIGNS = (
+    [0],
+    [*range(1, 1 + len(Candidates.FEATURES))],
+    [*range(1 + len(Candidates.FEATURES), len(OPINIONS))],
+)
 """Places in `OPINIONS`."""
 
 

@@ -170,7 +170,7 @@ class SignClassifier:
         self._columns = {text: column for column, text in enumerate(self._classifier.classes_)}
 
     def log_p(self, signs: Sequence[Sequence[str]]) -> np.ndarray:
-        """Log probability of each answer that is not rare, and of all rare ones together, float64 (hidden types, answers)."""
+        """Log probability of each answer that is not rare and of all rare ones together, float64 (hidden types, answers)."""
         return np.log(self._classifier.predict_proba(self._vectorizer.transform(signs)) + 1e-9)
 
     def places(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -243,7 +243,10 @@ class TypeSigns:
         Yields:
             For each query float32 (candidates, FEATURES).
         """
-        types, forms = self._classifier.places(list(candidates.types)), self._classifier.places(["{}", *candidates.forms])
+        types, forms = (
+            self._classifier.places(list(candidates.types)),
+            self._classifier.places(["{}", *candidates.forms]),
+        )
         known = [query.project_usage.signs(query.usage) if query.usage else [] for query in queries]
         of_training, of_parts = ClassNames(list(candidates.with_name)), {}
         for query, parts, log_p in zip(queries, own, self._classifier.log_p(known), strict=True):

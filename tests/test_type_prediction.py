@@ -572,9 +572,7 @@ def test_the_task_on_checkpoints_with_and_without_leaves(tmp_path):
     assert set(both["controls"]) == {f"{types.LEAF}, with the table", types.LEAF, types.TEXT}
     assert off["details"]["asked"] == f"{types.TEXT}, with table and signs"
     assert set(off["controls"]) == {f"{types.TEXT}, with the table", types.TEXT}
-    without = run_task(
-        "type_prediction", checkpoint(), corpora()[1], type_signs=False, type_controls=False, **options
-    )
+    without = run_task("type_prediction", checkpoint(), corpora()[1], type_signs=False, type_controls=False, **options)
     assert without["figures"] == both["controls"][f"{types.LEAF}, with the table"]
     assert without["baselines"] == {k: v for k, v in both["baselines"].items() if k != "table and signs"}
     alone = run_task("type_prediction", checkpoint(), corpora()[1], type_table=False, type_controls=False, **options)

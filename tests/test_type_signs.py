@@ -22,7 +22,9 @@ def test_classes_are_found_by_their_words():
     assert names.within(["visit", "if", "expr"]) == {"IfExpr": 2.0, "Expr": 1.0}
     assert names.sharing(["left", "expr"]) == pytest.approx({"IfExpr": 1 / 3, "Expr": 1 / 2})
     assert names.sharing(["expr", "expr"])["Expr"] == 1.0
-    assert names.beginning(["expr"]) == {"IfExpr", "Expr", "Expression"} and names.beginning(["base", "url"]) == {"URL"}
+    assert names.beginning(["expr"]) == {"IfExpr", "Expr", "Expression"} and names.beginning(["base", "url"]) == {
+        "URL"
+    }
     # A single letter is short for everything.
     assert names.beginning(["e"]) == set() and names.beginning(["no"]) == {"_Node"}
 
@@ -130,7 +132,9 @@ def test_opinions_stand_at_their_candidates(monkeypatch):
     found = list(signs.features(questions.candidates, questions.queries, questions.own))
     known = list(questions.known())
     seen = Counter()
-    with_name = {name: {list(questions.candidates.types)[i] for i in at} for name, at in questions.candidates.with_name.items()}
+    with_name = {
+        name: {list(questions.candidates.types)[i] for i in at} for name, at in questions.candidates.with_name.items()
+    }
     for query, own, features, everything in zip(questions.queries, questions.own, found, known, strict=True):
         np.testing.assert_array_equal(everything[:, -features.shape[1] :], features)
         texts = [*questions.candidates.types, *(text for part in own for text in part.tokens)]

@@ -80,9 +80,19 @@ def test_examples():
 @pytest.mark.parametrize(
     ("name", "function", "expected", "missing"),
     [
-        ("path", "__init__", {"required", "stored:path", "method", "base:Base", "way:place", "place:0"}, {"attribute:stem"}),
+        (
+            "path",
+            "__init__",
+            {"required", "stored:path", "method", "base:Base", "way:place", "place:0"},
+            {"attribute:stem"},
+        ),
         ("size", "__init__", {"default:const:int", "way:keyword", "function:__init__"}, {"required"}),
-        ("mode", "open", {"argument:open:1", "isinstance:str", "isinstance:Name", "documented:str", "compared:Eq:left:const:str"}, set()),
+        (
+            "mode",
+            "open",
+            {"argument:open:1", "isinstance:str", "isinstance:Name", "documented:str", "compared:Eq:left:const:str"},
+            set(),
+        ),
         ("args", "open", {"iterated", "iterated:name:argument", "way:*"}, set()),
         ("options", "open", {"in:UnaryOp", "way:**"}, {"tested"}),
         # Read in a function of the function, where the name is the same.
@@ -102,7 +112,16 @@ def test_signs_of_parameters(name, function, expected, missing):
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("name", {"returns:attr:stem", "returns:const:None", "kinds returned:2", "decorator:property", "returns attr, last word:stem"}),
+        (
+            "name",
+            {
+                "returns:attr:stem",
+                "returns:const:None",
+                "kinds returned:2",
+                "decorator:property",
+                "returns attr, last word:stem",
+            },
+        ),
         ("open", {"returns:self", "returns:call:cls", "documented:Reader"}),
         ("lines", {"yields:call:inner", "no value", "async"}),
         ("inner", {"returns:Add:name:count", "always returns:Add:name:count"}),
@@ -122,8 +141,8 @@ def test_classes_that_code_names():
 
 
 def test_every_annotated_name_is_found_where_it_stands():
-    code = "# é\nclass A:\n    def f(self, é: int, *b: str, c: A = None) -> A:\r\n        async  def  g(): ...\n        return x"
-    code += "\nasync  def h(a: int, /) -> str: ...\n"
+    code = "# é\nclass A:\n    def f(self, é: int, *b: str, c: A = None) -> A:\r\n        async  def  g(): ...\n"
+    code += "        return x\nasync  def h(a: int, /) -> str: ...\n"
     text, slots = strip_annotations(code)
     assert len(slots) == 6
     places = {(one.relation, one.start, one.name) for one in read_usage(text).usages}
@@ -170,7 +189,9 @@ def test_bases_in_a_circle():
 
 def test_what_is_common_for_a_name_in_a_project():
     functions = [f"def f{i}(node):\n    node.walk()\n" for i in range(4)]
-    whole = project("".join([*functions, "def g(node):\n    return node.rare\n"]), "def h(node): node.walk(); node + 1\n")
+    whole = project(
+        "".join([*functions, "def g(node):\n    return node.rare\n"]), "def h(node): node.walk(); node + 1\n"
+    )
     usages = [one for one in read_usage("def new(node):\n    pass\n").usages if one.relation == "has_type"]
     signs = whole.signs(usages[0])
     assert "in the project, method:walk" in signs and "in the project, attribute:rare" not in signs
@@ -190,4 +211,6 @@ def test_classes_fit_by_the_attributes_they_have():
 
 
 def test_words():
-    assert words_of("HTTPServer") == ["http", "server"] and words_of("_") == [] and words_of("getX2") == ["get", "x", "2"]
+    assert (
+        words_of("HTTPServer") == ["http", "server"] and words_of("_") == [] and words_of("getX2") == ["get", "x", "2"]
+    )
