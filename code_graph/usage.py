@@ -233,7 +233,8 @@ class _Reader:
             *(f"decorator:{name}" for name in decorators),
             *(f"base:{name}" for name in (self._found.bases.get(owner, ()) if owner else ())),
         ]
-        common = {"function": node.name, "owner": owner, "mentioned": tuple(set(_CLASS_WORD.findall(documentation)))}
+        mentioned = tuple(dict.fromkeys(_CLASS_WORD.findall(documentation)))
+        common = {"function": node.name, "owner": owner, "mentioned": mentioned}
         begin = self._character(node.lineno, node.col_offset)
         definition = _DEFINITION.match(self._code, begin)
         signs, made = _signs_of_result(node, returned, local)
@@ -248,7 +249,7 @@ class _Reader:
             Usage(
                 relation=RETURNS,
                 name=node.name,
-                start=begin + (definition.end() if definition else 0),
+                start=definition.end() if definition else begin,
                 signs=tuple(dict.fromkeys(signs)),
                 made=tuple(owner if name in ("self", "cls") and owner else name for name in made),
                 **common,
