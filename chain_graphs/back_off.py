@@ -44,6 +44,7 @@ class BackOff:
         target: str,
         num_targets: int,
         strength: float = STRENGTH,
+        apart: str | None = None,
     ) -> "BackOff":
         """Count for some questions.
 
@@ -54,18 +55,23 @@ class BackOff:
             target: column of `counted`, integers in [0, T).
             num_targets: T.
             strength: s, above 0.
+            apart: column of both tables; facts that agree with a question in it are not counted for it.
         """
         from scipy.sparse import csr_matrix
 
+        if apart is not None and not all(keys):
+            raise ValueError(f"every key needs a column where facts are counted apart by {apart!r}")
         levels = []
         for key in reversed(keys):
-            columns = list(key)
+            columns, aside = list(key), [] if apart is None else [apart]
             # Without columns there is one group, of all facts and questions.
-            groups = asked[columns].drop_duplicates().reset_index(drop=True) if key else asked.iloc[:1][[]]
+            groups = asked[columns + aside].drop_duplicates().reset_index(drop=True) if key else asked.iloc[:1][[]]
             numbered = groups.assign(group=np.arange(len(groups)))
             if key:
-                met = counted[[*columns, target]].merge(numbered, on=columns)
-                group = asked[columns].merge(numbered, on=columns, how="left")["group"].to_numpy()
+                met = counted[[*columns, *aside, target]].merge(numbered, on=columns, suffixes=("", " asked"))
+                if apart is not None:
+                    met = met[met[apart] != met[f"{apart} asked"]]
+                group = asked[columns + aside].merge(numbered, on=columns + aside, how="left")["group"].to_numpy()
             else:
                 met, group = counted[[target]].assign(group=0), np.zeros(len(asked), dtype=np.int64)
             places = (met["group"].to_numpy(), met[target].to_numpy())

@@ -10,7 +10,8 @@ tokens are predicted at once, in one forward pass. Tails are told apart by where
 That a tail is one of the last kind says something of it: what stands in the window is wrong. `_no_copy_excluding` gives
 every judge what the choice of these tails gives away, by taking these words out of the answers, as `loss_clean_excluding`
 does for masked tokens. With `--tail-table` the checkpoint is also judged on them together with a table of the training
-corpus (`tail_table`): figures with `_with_table` in the end.
+corpus (`tail_table`): figures with `_with_table` in the end; with `_with_project` together with that and with what the
+project's other files say of the same relation and head.
 """
 
 from dataclasses import dataclass, field
@@ -23,7 +24,8 @@ import torch
 
 from ..chain_graphs.windows import WindowDataset, canonical_ids
 from .base import NotApplicable, Task, TaskContext, TaskResult
-from .tail_table import COLUMNS, EXPERTS, TOKEN, TOP, Opinions, score_tail_lookups, tails_table
+from .corpora import Corpus
+from .tail_table import COLUMNS, ELSEWHERE, EXPERTS, TOKEN, TOP, Opinions, score_tail_lookups, tails_table, with_files
 
 
 @dataclass
@@ -84,15 +86,28 @@ class TailPrediction(Task):
             examples=tails,
         )
         if tails["no_copy"].any():
-            opinions = _opinions_without_copies(tails["no_copy"], log_p, shown, counted, asked, canonical)
+            opinions = _opinions_without_copies(
+                context, context.test, windows, tails["no_copy"], log_p, shown, counted, asked
+            )
             _judge_opinions(context, options, opinions, counted, result)
         return result
 
 
-def _opinions_without_copies(no_copy: np.ndarray, log_p, shown, counted, asked, canonical) -> Opinions:
-    """Opinions on the tails of which no copy is in sight."""
-    places = np.flatnonzero(no_copy)
-    return Opinions.of(log_p[places], [shown[i] for i in places], canonical, counted, asked.iloc[places])
+def _opinions_without_copies(
+    context: TaskContext, corpus: Corpus, windows: WindowDataset, no_copy: np.ndarray, log_p, shown, counted, asked
+) -> Opinions:
+    """Opinions on the tails of which no copy is in sight, asked for in some windows of a corpus."""
+    every, canonical = context.windows(corpus), canonical_ids(context.tokenizer)
+    facts = tails_table(context.progress(every, "counting the project's tails", total=len(every)), canonical)
+    projects, places = corpus.rows["project"], np.flatnonzero(no_copy)
+    return Opinions.of(
+        log_p[places],
+        [shown[i] for i in places],
+        canonical,
+        counted,
+        with_files(asked.iloc[places], windows, projects),
+        with_files(facts, every, projects),
+    )
 
 
 def _judge_opinions(
@@ -113,30 +128,37 @@ def _judge_opinions(
 
     result.figures |= figures_by(opinions.only(0), [1])
     table = range(1, len(EXPERTS) + 1)
-    for place, name in zip(table, EXPERTS, strict=True):
+    elsewhere = len(EXPERTS) + 1
+    for place, name in zip((*table, elsewhere), (*EXPERTS, ELSEWHERE), strict=True):
         result.baselines.setdefault(name, {}).update(figures_by(opinions.only(place), [1]))
     held_out = context.corpus_to_weigh_on("--tail-table") if options.tail_table else None
     if held_out is None:
         return
-    theirs, asked = predict_tails(context, context.windows(held_out), options.tail_share, "weighing")
+    windows = context.windows(held_out)
+    theirs, asked = predict_tails(context, windows, options.tail_share, "weighing")
     weighed_on = _opinions_without_copies(
-        theirs["no_copy"], theirs["log_p"], theirs["shown"], counted, asked, canonical_ids(context.tokenizer)
+        context, held_out, windows, theirs["no_copy"], theirs["log_p"], theirs["shown"], counted, asked
     )
     if not weighed_on.num_among_candidates:
         context.warn_of_no_weighing("--tail-table", "no tail without a copy in sight was hidden there")
         return
-    weights = weighed_on.fit()
-    result.figures |= {f"{name}_with_table": value for name, value in figures_by(opinions, weights).items()}
-    result.baselines["the table"] = figures_by(opinions.only(*table), weighed_on.only(*table).fit())
     result.counts["tails_to_weigh_on"] = len(weighed_on.first)
-    result.details["weights"] = {
-        "projects": held_out.projects,
-        **dict(zip(("model", *EXPERTS), weights.round(3).tolist(), strict=True)),
-    }
+    result.details["weights"] = {"projects": held_out.projects}
+    for suffix, name, places in (
+        ("_with_table", "the table", table),
+        ("_with_project", "the table and the project's other files", (*table, elsewhere)),
+    ):
+        weights = weighed_on.only(0, *places).fit()
+        result.figures |= {
+            key + suffix: value for key, value in figures_by(opinions.only(0, *places), weights).items()
+        }
+        result.baselines[name] = figures_by(opinions.only(*places), weighed_on.only(*places).fit())
+        parts = ("model", *EXPERTS, ELSEWHERE)[: len(weights)]
+        result.details["weights"][name] = dict(zip(parts, weights.round(3).tolist(), strict=True))
     # -1 where a copy is in sight.
     ranks = np.full(len(result.examples["no_copy"]), -1)
     ranks[result.examples["no_copy"]] = opinions.ranks(weights)
-    result.examples["first_rank_with_table"] = ranks
+    result.examples["first_rank_with_project"] = ranks
 
 
 def predict_tails(
@@ -154,7 +176,8 @@ def predict_tails(
         Arrays (tails,) in the order of windows and columns: `window`, `column`, `relation` int64; `visible`, `no_copy`;
         `first_rank`: other tokens that the model likes at least as well as the tail's first; `whole`: all tokens are the
         model's first choice; `log_p` of the first token, float16 (tails, vocab_size), and `shown`, a list with the
-        canonical ids of what stands in the window and its leaves. And the columns of `tails_table` of each tail.
+        canonical ids of what stands in the window and its leaves. And the columns of `tails_table` of each tail, with the
+        number of its window.
 
     Raises:
         ValueError: not a single tail was hidden.
@@ -192,7 +215,8 @@ def predict_tails(
             head = ids[start : start + arrays["head_length"][r, c]]
             ends = canonical[head[0]], canonical[head[-1]]
             words, whole = head.astype(TOKEN).tobytes(), np.array(tail, dtype=TOKEN).tobytes()
-            features.append((relation, arrays["relation_reversed"][r, c], words, *ends, len(tail), tail[0], whole))
+            reversed_ = arrays["relation_reversed"][r, c]
+            features.append((indices[r], relation, reversed_, words, *ends, len(tail), tail[0], whole))
             stands.append(shown)
     if not rows:
         raise ValueError(f"{description}: no tail was hidden; the corpus has no facts, or too few windows were taken")
@@ -201,7 +225,7 @@ def predict_tails(
     columns = zip(*(rows[i] for i in order), strict=True)
     tails = {name: np.array(values) for name, values in zip(names, columns, strict=True)}
     tails |= {"log_p": np.concatenate(opinions)[order], "shown": [stands[i] for i in order]}
-    return tails, pd.DataFrame([features[i] for i in order], columns=COLUMNS)
+    return tails, pd.DataFrame([features[i] for i in order], columns=["window", *COLUMNS])
 
 
 def first_figures(rank: np.ndarray, groups: dict[str, np.ndarray]) -> dict[str, float]:

@@ -1,7 +1,8 @@
 """What a table of the training corpus says of hidden tails: lookups, and how probable each first token is by them.
 
 As for relations (`relation_table`) the counts are made probabilities (`back_off`), and a pool (`log_linear`) judges by them
-and by the checkpoint: of tails whose first token stands nowhere in the window, which cannot be copied.
+and by the checkpoint: of tails whose first token stands nowhere in the window, which cannot be copied. Beside the training
+corpus the other files of the tail's own project are counted: what a window does not show may stand there.
 """
 
 from collections.abc import Iterable, Sequence
@@ -12,6 +13,7 @@ import pandas as pd
 
 from ..chain_graphs.back_off import BackOff
 from ..chain_graphs.baselines import by_frequency, table_of
+from ..chain_graphs.windows import WindowDataset
 from .log_linear import fit_weights
 
 _RELATION = ("relation", "reversed")
@@ -28,6 +30,8 @@ EXPERTS: dict[str, tuple[tuple[str, ...], ...]] = {
     "relation and the head's first token": ((*_RELATION, "head_first", "length"), (*_RELATION, "head_first"), *_ALL),
 }
 """Lookups whose probabilities are pooled, likewise."""
+ELSEWHERE = "relation and head in the project's other files"
+_ELSEWHERE_KEYS = (("project", *_RELATION, "head", "length"), ("project", *_RELATION, "head"))
 COLUMNS = (*_RELATION, "head", "head_first", "head_last", "length", "first", "tail")
 # Big-endian, so that bytes are in the order of their tokens.
 TOKEN = ">i8"
@@ -37,20 +41,21 @@ _AT_ONCE = 256
 
 
 def tails_table(windows: Iterable[dict], canonical: np.ndarray) -> pd.DataFrame:
-    """All facts of some windows, as lookups count them: what they are told, `first` and `tail`.
+    """All facts of some windows, as lookups count them: what they are told, `first` and `tail`, and the window's number.
 
     Args:
         windows: items of a `WindowDataset` with leaves.
         canonical: int (vocab_size,), one id for a word with and without a space in front (`windows.canonical_ids`).
     """
     parts = []
-    for item in windows:
+    for number, item in enumerate(windows):
         ids, tails = item["input_ids"].astype(TOKEN), item["leaf_ids"].astype(TOKEN)
         start, end = item["head_start"], item["head_start"] + item["head_length"]
         last = np.cumsum(item["leaf_length"])
         first = (last - item["leaf_length"]).astype(np.int64)
         parts.append(
             {
+                "window": np.full(len(start), number),
                 "relation": item["relation"],
                 "reversed": item["reversed"],
                 "head": _pieces(ids, start, end),
@@ -62,6 +67,19 @@ def tails_table(windows: Iterable[dict], canonical: np.ndarray) -> pd.DataFrame:
             }
         )
     return table_of(parts)
+
+
+def with_files(facts: pd.DataFrame, windows: WindowDataset, projects: Sequence[str]) -> pd.DataFrame:
+    """Facts with the columns `file` and `project`.
+
+    Args:
+        facts: with the number of a `window`.
+        windows: that they are from.
+        projects: of each file of the corpus.
+    """
+    files = windows.file_index[facts["window"].to_numpy()]
+    numbers, _ = pd.factorize(np.asarray(projects, dtype=object))
+    return facts.assign(file=files, project=numbers[files])
 
 
 def _pieces(tokens: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
@@ -123,7 +141,8 @@ class Opinions:
     Attributes:
         candidates: for each tail the tokens that one of them likes best, int64 (candidates,), ascending; none of them stands
             in the window.
-        features: for each tail the log probabilities of the checkpoint and of `EXPERTS`, float32 (candidates, 1 + experts).
+        features: for each tail the log probabilities of the checkpoint, of `EXPERTS` and of `ELSEWHERE`, float32
+            (candidates, 2 + experts).
         first: the right tokens, int64 (tails,).
     """
 
@@ -139,6 +158,7 @@ class Opinions:
         canonical: np.ndarray,
         counted: pd.DataFrame,
         asked: pd.DataFrame,
+        elsewhere: pd.DataFrame,
     ) -> "Opinions":
         """Collect opinions.
 
@@ -147,9 +167,11 @@ class Opinions:
             shown: for each tail the canonical ids of what stands in its window and leaves.
             canonical: int (vocab_size,).
             counted: of `tails_table`, of the training corpus.
-            asked: the tails.
+            asked: the tails, `with_files`.
+            elsewhere: facts of the projects of these tails, likewise; those of a tail's own file do not count.
         """
         experts = [BackOff.of(counted, asked, keys, "first", len(canonical)) for keys in EXPERTS.values()]
+        experts.append(BackOff.of(elsewhere, asked, _ELSEWHERE_KEYS, "first", len(canonical), apart="file"))
         candidates, features = [], []
         for start in range(0, len(asked), _AT_ONCE):
             stop = min(start + _AT_ONCE, len(asked))

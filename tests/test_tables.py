@@ -21,7 +21,7 @@ from graphmert.tasks.tail_prediction import predict_tails
 from graphmert.tasks.tail_table import Opinions
 
 
-def naive_back_off(counted, asked, keys, target, num_targets, strength):
+def naive_back_off(counted, asked, keys, target, num_targets, strength, apart=None):
     """p_i = (c_i + s p_{i-1}) / (n_i + s), fact by fact."""
     rows = []
     for question in asked.to_dict("records"):
@@ -31,6 +31,7 @@ def naive_back_off(counted, asked, keys, target, num_targets, strength):
                 fact[target]
                 for fact in counted.to_dict("records")
                 if all(fact[column] == question[column] for column in key)
+                and (apart is None or fact[apart] != question[apart])
             )
             total = sum(found.values())
             shares = [(found[t] + strength * shares[t]) / (total + strength) for t in range(num_targets)]
@@ -60,6 +61,15 @@ def test_back_off_against_a_naive_loop(strength):
     np.testing.assert_array_equal(found.log_p(7, 12), found.log_p()[7:12])
     # Target 4 was never counted, and is not impossible.
     assert np.isfinite(found.log_p()[:, 4]).all()
+    # Facts of a question's own file do not count for it.
+    for table in tables:
+        table["file"] = rng.integers(0, 3, len(table))
+    keys = (("head", "before"), ("head",))
+    expected = naive_back_off(*tables, keys, "relation", 5, strength, "file")
+    found = BackOff.of(*tables, keys, "relation", 5, strength, apart="file")
+    np.testing.assert_allclose(found.log_p(), expected, rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match="every key needs a column where facts are counted apart by 'file'"):
+        BackOff.of(*tables, (*keys, ()), "relation", 5, apart="file")
 
 
 def test_back_off_that_counted_nothing_is_uniform():
@@ -180,13 +190,28 @@ def test_opinions_on_tails_against_a_naive_loop(monkeypatch):
         assert any(len(head) > 1 for head in heads)
     chosen = np.flatnonzero(tails["no_copy"])
     shown = [tails["shown"][i] for i in chosen]
-    opinions = Opinions.of(tails["log_p"][chosen], shown, canonical, counted, asked.iloc[chosen])
+    every, projects = opened.windows(opened.test), opened.test.rows["project"]
+    found = tail_table.tails_table([every[i] for i in range(len(every))], canonical)
+    # Windows that are a part of all lead to the same files.
+    fewer = opened.windows(opened.test, 7)
+    part = tail_table.tails_table([fewer[i] for i in range(7)], canonical)
+    for facts, windows in ((found, every), (part, fewer)):
+        files = tail_table.with_files(facts, windows, projects)
+        rows = [opened.test.rows[int(file)] for file in files["file"]]
+        names = [row["project"] for row in rows]
+        assert len({*zip(names, files["project"], strict=True)}) == len(set(names)) == 2
+        heads = [np.frombuffer(head, ">i8").tolist() for head in files["head"]]
+        assert all(str(head)[1:-1] in str(row["input_ids"]) for head, row in zip(heads, rows, strict=True))
+    elsewhere, asked = (tail_table.with_files(facts, every, projects) for facts in (found, asked))
+    opinions = Opinions.of(tails["log_p"][chosen], shown, canonical, counted, asked.iloc[chosen], elsewhere)
     assert len(chosen) > 5
     experts = [
         naive_back_off(counted, asked.iloc[chosen[:3]], keys, "first", len(canonical), 1.0)
         for keys in tail_table.EXPERTS.values()
     ]
-    weights = [0.3, 0.5, -0.1, 0.2]
+    keys = (("project", "relation", "reversed", "head", "length"), ("project", "relation", "reversed", "head"))
+    experts.append(naive_back_off(elsewhere, asked.iloc[chosen[:3]], keys, "first", len(canonical), 1.0, "file"))
+    weights = [0.3, 0.5, -0.1, 0.2, 0.4]
     for place, index in enumerate(chosen):
         allowed = [token for token in range(len(canonical)) if canonical[token] not in set(shown[place])]
         assert opinions.candidates[place].tolist() == allowed
@@ -219,9 +244,13 @@ def test_tails_with_the_table():
     report = run_task("tail_prediction", checkpoint(), corpora()[1], tail_share=0.5)
     figures, baselines, counts = report["figures"], report["baselines"], report["counts"]
     assert counts["tails_to_weigh_on"] > 0 and counts["hidden_tails_no_copy"] > 0
-    assert set(report["details"]["weights"]) == {"projects", "model", *tail_table.EXPERTS}
+    weights, both = report["details"]["weights"], "the table and the project's other files"
+    assert set(weights) == {"projects", "the table", both}
+    assert list(weights["the table"]) == ["model", *tail_table.EXPERTS]
+    assert list(weights[both]) == ["model", *tail_table.EXPERTS, tail_table.ELSEWHERE]
     for name in ("first_top1_no_copy_excluding", "first_top5_no_copy_excluding"):
-        assert all(name in baselines[expert] for expert in (*tail_table.EXPERTS, "the table"))
+        assert all(name in baselines[one] for one in (*tail_table.EXPERTS, tail_table.ELSEWHERE, "the table", both))
+        assert name + "_with_project" in figures
         # An untrained checkpoint adds nothing to the table.
         assert figures[name + "_with_table"] > figures[name]
     without = run_task("tail_prediction", checkpoint(), corpora()[1], tail_share=0.5, tail_table=False)
