@@ -1,5 +1,7 @@
 """Hidden types by signs of use: the classifier, which classes fit, and where opinions stand among the candidates."""
 
+import builtins
+import re
 import zlib
 from collections import Counter
 from dataclasses import replace
@@ -155,6 +157,24 @@ def test_opinions_stand_at_their_candidates(monkeypatch):
             assert given.tolist() == [max((values[word] for word in words), default=0.0) for values in by_class], text
             seen["own" if name else "of a class" if words else "of no class"] += 1
     assert questions.candidates.forms and min(seen.values()) > 40 and len(seen) == 3, seen
+
+
+def test_signs_hold_nothing_of_annotations():
+    opened = context()
+    files, _ = types.read_files(opened, opened.test.rows, "", with_usage=True)
+    told = 0
+    for file in files:
+        # What only imports name, was imported for annotations.
+        texts = [other.text for other in files if other.project == file.project]
+        known = re.sub(r"^(?:from|import) .*", "", "\n".join(texts), flags=re.MULTILINE)
+        for hidden in file.hidden:
+            usage = file.usages[hidden.relation, hidden.start]
+            found = " ".join([*file.project_usage.signs(usage), *usage.made, *usage.mentioned, *usage.attributes])
+            for word in re.findall(r"[A-Za-z_]\w+", hidden.type):
+                if word not in known and not hasattr(builtins, word):
+                    told += 1
+                    assert not re.search(rf"\b{word}\b", found), (file.project, hidden)
+    assert told > 5
 
 
 def test_projects_that_are_left_out_are_not_learned_from(monkeypatch):
