@@ -302,7 +302,7 @@ def test_tail_lookups_by_hand():
 
     asked = counted.iloc[:0]
     for length, tail in ((1, (8,)), (1, (9,)), (2, (7, 7)), (2, (7, 8)), (1, (55,))):
-        asked.loc[len(asked)] = (5, 0, tokens(20), 20, 20, length, tail[0], tokens(*tail))
+        asked.loc[len(asked)] = (0, 5, 0, tokens(20), 20, 20, length, tail[0], tokens(*tail))
     scores = {
         name: list(zip(*map(list, found), strict=True))
         for name, found in tails.score_tail_lookups(counted, asked).items()
