@@ -50,8 +50,9 @@ class Questions:
 
     def right(self) -> list[int | None]:
         """For each query the place of the hidden type among the candidates, those of the training corpus first."""
-        tables = [self.candidates.types, *(part.tokens for parts in self.own for part in parts)]
-        places = {id(table): {text: place for place, text in enumerate(table)} for table in tables}
+        # Queries share their tables.
+        tables = {id(table): table for tables in self.tables() for table in tables}
+        places = {number: {text: place for place, text in enumerate(table)} for number, table in tables.items()}
         found = []
         for query, tables in zip(self.queries, self.tables(), strict=True):
             first, place = 0, None
