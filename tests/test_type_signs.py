@@ -51,6 +51,12 @@ class Leaf:
 class Twig(Leaf): ...
 
 
+class Walk: ...
+
+
+def walk_on(walk): ...
+
+
 def start(n):
     Node().visit_leaf(Twig(), Node())
     Node().visit_leaf(Twig(), other=Leaf())
@@ -60,13 +66,16 @@ def start(n):
 
 def test_how_classes_fit():
     usages = {(one.relation, one.name, one.function): one for one in read_usage(SOURCE).usages}
-    project, names = ProjectUsage([read_usage(SOURCE)]), ClassNames(["Node", "Leaf", "Twig"])
+    project, names = ProjectUsage([read_usage(SOURCE)]), ClassNames(["Node", "Leaf", "Twig", "Walk"])
 
     def features(*key) -> dict[str, dict[str, float]]:
         return dict(zip(CLASS_FEATURES, class_features(usages[key], project, [names]), strict=True))
 
     leaf = features("has_type", "leaf", "visit_leaf")
     assert leaf["its attributes"] == pytest.approx({"Leaf": 1.0, "Twig": 1.0})
+    # A parameter is not what the first word of its function says that it does.
+    assert features("has_type", "walk", "walk_on")["in the function's name"] == {}
+    assert features("returns", "walk_on", "walk_on")["in the function's name"] == {"Walk": 1.0}
     assert leaf["in the function's name"] == {"Leaf": 1.0} and leaf["the class around"] == {"Node": 1.0}
     assert set(leaf["in the docstring"]) == {"Visit", "Leaf"}
     assert leaf["words shared"] == leaf["short for it"] == {"Leaf": 1.0}
