@@ -168,6 +168,13 @@ def test_opinions_stand_at_their_candidates(monkeypatch):
     assert questions.candidates.forms and min(seen.values()) > 40 and len(seen) == 3, seen
 
 
+def test_a_type_has_the_highest_value_of_its_names():
+    chosen = object.__new__(type_candidates.Candidates)
+    chosen.types = {"dict[Leaf, Node]": [1], "Leaf": [2], "int": [3]}
+    for leaf, node in ((2.0, 1.0), (1.0, 2.0)):
+        assert chosen.by_name({"Leaf": leaf, "Node": node, "Other": 5.0}).tolist() == [2.0, leaf, 0.0]
+
+
 def test_signs_hold_nothing_of_annotations():
     opened = context()
     files, _ = types.read_files(opened, opened.test.rows, "", with_usage=True)
