@@ -17,7 +17,7 @@ from graphmert.chain_graphs.windows import canonical_ids
 from graphmert.tasks import run_task
 from graphmert.tasks.relation_prediction import predict_relations
 from graphmert.tasks.relation_table import EXPERTS, RelationTable, pooled
-from graphmert.tasks.tail_prediction import predict_tails
+from graphmert.tasks.tail_prediction import _opinions_without_copies, predict_tails
 from graphmert.tasks.tail_table import Opinions
 
 
@@ -227,6 +227,23 @@ def test_opinions_on_tails_against_a_naive_loop(monkeypatch):
         scores = opinions.features[place] @ np.array(weights)
         expected = sum(score >= scores[allowed.index(first)] for score in scores) - 1
         assert opinions.ranks(weights)[place] == expected
+
+
+def test_tails_of_some_windows_are_asked_for_in_their_own_files(monkeypatch):
+    seen = {}
+
+    def remember(cls, log_p, shown, canonical, counted, asked, elsewhere):
+        seen.update(asked=asked, elsewhere=elsewhere)
+
+    monkeypatch.setattr(Opinions, "of", classmethod(remember))
+    opened = context()
+    fewer, every = opened.windows(opened.test, 7), opened.windows(opened.test)
+    tails, asked = predict_tails(opened, fewer, 0.5)
+    everything = np.ones(len(asked), dtype=bool)
+    _opinions_without_copies(opened, opened.test, fewer, everything, tails["log_p"], tails["shown"], asked, asked)
+    files = fewer.file_index[asked["window"]]
+    assert seen["asked"]["file"].tolist() == files.tolist() != every.file_index[asked["window"]].tolist()
+    assert len(seen["elsewhere"]) > len(asked) and set(files) < set(seen["elsewhere"]["file"]) | {-1}
 
 
 def test_tails_that_are_no_candidate_are_wrong():
