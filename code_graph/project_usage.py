@@ -72,7 +72,7 @@ class ProjectUsage:
         for by_place, by_keyword in self._calls.get(usage.owner if is_made else usage.function, ()):
             if usage.name in by_keyword:
                 found[by_keyword[usage.name]] += 1
-            elif usage.position is not None and 0 <= usage.position < len(by_place):
+            elif usage.position is not None and usage.position < len(by_place):
                 found[by_place[usage.position]] += 1
         return found
 

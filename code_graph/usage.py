@@ -1,11 +1,12 @@
 """What Python code does with each parameter, and what each function returns: signs of types that no annotation states.
 
-A sign is a short text such as `method:append` (the parameter's `append` is called), `compared:None` or `returns:const:bool`.
-Signs are read with Python's own parser; a file that it cannot parse has none.
+A sign is a short text such as `method:append` (the parameter's `append` is called), `default:const:None` or
+`returns:compare`. Signs are read with Python's own parser; a file that it cannot parse has none.
 """
 
 import ast
 import re
+import warnings
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -15,8 +16,8 @@ from .schema import HAS_TYPE, RETURNS
 _WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 _DEFINITION = re.compile(r"(?:async\s+)?def\s+")
 _CLASS_WORD = re.compile(r"\b_?[A-Z]\w+")
-_FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
-_SCOPES = (*_FUNCTIONS, ast.Lambda)
+_LINE_END = re.compile(r"\r\n|\r|\n")
+_SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
 _MOST_CALLS = 200
 """Calls of one name that a file keeps."""
 
@@ -36,7 +37,7 @@ class Usage:
         made: classes whose instances are returned, or are the default; the owner's name for `self` and `cls()`.
         mentioned: words with a capital in the function's docstring.
         position: of the parameter among the arguments of a call, `self` not counted; None if it is given by name alone, or
-            is a star or a result.
+            is the instance, a star or a result.
     """
 
     relation: str
@@ -140,10 +141,8 @@ class _Reader:
 
     def __init__(self, code: str, found: FileUsage):
         self._code, self._found = code, found
-        self._lines = code.split("\n")
-        self._starts = [0]
-        for line in self._lines:
-            self._starts.append(self._starts[-1] + len(line) + 1)
+        # Where Python's lines begin, and the end of the text.
+        self._starts = [0, *(match.end() for match in _LINE_END.finditer(code)), len(code)]
         self._parent: dict[ast.AST, ast.AST] = {}
         self._scope: dict[ast.AST, ast.AST | None] = {}
 
@@ -216,10 +215,9 @@ class _Reader:
 
     def _character(self, line: int, column: int) -> int:
         """The character of the text at a line, from 1, and a column in bytes."""
-        text = self._lines[line - 1]
-        return self._starts[line - 1] + (
-            column if text.isascii() else len(text.encode()[:column].decode(errors="ignore"))
-        )
+        start, end = self._starts[line - 1 : line + 1]
+        text = self._code[start:end]
+        return start + (column if text.isascii() else len(text.encode()[:column].decode(errors="ignore")))
 
     def _add_function(self, node, returned: list[ast.AST], local: dict[str, ast.expr], uses) -> None:
         parent = self._parent[node]
@@ -257,7 +255,10 @@ class _Reader:
         )
         defaults = _defaults(node.args)
         bound = int(owner is not None and "staticmethod" not in decorators)
-        around += [f"function:{node.name}", *(f"function word:{word}" for word in {*words[:1], *words[-1:]})]
+        around += [
+            f"function:{node.name}",
+            *(f"function word:{word}" for word in dict.fromkeys(words[:1] + words[-1:])),
+        ]
         for number, (argument, way) in enumerate(_parameters(node)):
             name, default = argument.arg, defaults.get(argument.arg)
             signs = [f"name:{name}", *_signs_of_words(words_of(name)), f"way:{way}", f"place:{min(number - bound, 3)}"]
@@ -277,7 +278,7 @@ class _Reader:
                     signs=tuple(dict.fromkeys([*signs, *around])),
                     attributes=tuple(dict.fromkeys(attributes)),
                     made=(match.group(1),) if match else (),
-                    position=number - bound if way == "place" else None,
+                    position=number - bound if way == "place" and number >= bound else None,
                     **common,
                 )
             )
@@ -439,7 +440,10 @@ def read_usage(code: str) -> FileUsage:
     """
     found = FileUsage()
     try:
-        tree = ast.parse(code)
+        with warnings.catch_warnings():
+            # Of escapes that Python does not know; they are the file's affair.
+            warnings.simplefilter("ignore")
+            tree = ast.parse(code)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return found
     _Reader(code, found).read(tree)

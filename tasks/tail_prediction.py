@@ -38,8 +38,8 @@ class TailPredictionOptions:
     tail_table: bool = field(
         default=True,
         metadata={
-            "help": "Also judge the checkpoint together with a table of the training corpus, on tails without a copy in "
-            "sight, weighed on the projects that were held out of it."
+            "help": "Also judge the checkpoint together with a table of the training corpus and with what the project's "
+            "other files say, on tails without a copy in sight, weighed on the projects that were held out of it."
         },
     )
 

@@ -249,7 +249,7 @@ def _pools(with_signs: bool) -> dict[tuple[str, bool], list[int]]:
     """Opinions that are pooled, by what is pooled and whether the checkpoint takes part; all of them first."""
     parts = {_BOTH: [*TABLE, *SIGNS], _TABLE: TABLE} if with_signs else {_TABLE: TABLE}
     return {
-        (name, use_model): [*MODEL * use_model, *places]
+        (name, use_model): [*(MODEL if use_model else ()), *places]
         for use_model in (True, False)
         for name, places in parts.items()
     }

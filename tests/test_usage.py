@@ -1,6 +1,7 @@
 """What code does with parameters and what functions return, read from a file and put together for a project."""
 
 import doctest
+import warnings
 
 import pytest
 
@@ -155,6 +156,18 @@ def test_what_python_cannot_parse_has_no_signs():
     assert not empty.usages and not empty.members and not empty.calls
     # A Latin-1 form feed or a NUL is no reason to stop.
     assert not read_usage("x = 1\x00").usages
+
+
+def test_lines_end_as_python_says():
+    code = "x = 1\rdef f(é):\r\n    return é  # \x0c a form feed and \u2028 end no line\ndef g(a): ..."
+    places = {(one.name, code[one.start :][: len(one.name)]) for one in read_usage(code).usages}
+    assert places == {(name, name) for name in ("f", "é", "g", "a")}
+
+
+def test_unknown_escapes_are_read_in_silence():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(read_usage("def f(a):\n    return '\\d'\n").usages) == 2
 
 
 def test_members_and_calls():
