@@ -34,11 +34,11 @@ the share of these that are right: the same type up to spelling (`type_names.nor
 the expected calibration error over all questions (10 bins, best answer). `in cand.` is the share of hidden types that are
 among the answers; the frequency table is not so bound.
 
-Ways to answer: `model and table`, what `graphmert-extract` does (docs/KNOWLEDGE_GRAPH.md); `model`, without the table;
-`table, calibrated`, the same answers and the same fitting with the model left out, so that what the model adds is the
-difference of the first and this; `frequency table`, the type that the training split gives the name most often, at its
-relative frequency. `at model's n` are the most confident predictions of a baseline, as many as `model and table` makes at
-each threshold. Of answers that are equally confident the ones that stand first count.
+Ways to answer: `all`, what `graphmert-extract` does (docs/KNOWLEDGE_GRAPH.md): the model, the table of names and the signs
+of use; `model`, `table`, `model and table`, `table and signs`: the same answers and fitting with these alone, so that
+what the model adds is the difference of `all` and `table and signs`; `frequency table`, the type that the training split
+gives the name most often, at its relative frequency. `at the first one's n` are the most confident predictions of a way, as
+many as `all` makes at each threshold. Of answers that are equally confident the ones that stand first count.
 
 For `calls` and `instantiates` a fact at a time is hidden from the graph, its call stays in the text, and the other tails of
 the head are no answers; right is what the code graph states. Half of these questions hide nothing, there every answer is
@@ -108,7 +108,9 @@ def figures_of(answers: dict[str, tuple[np.ndarray, np.ndarray]]) -> dict[str, d
     figures = {way: predictions_at(*found) for way, found in answers.items()}
     first = next(iter(answers))
     counts = [figures[first][f"predicted_at_{threshold}"] for threshold in THRESHOLDS]
-    others = {f"{way}, at model's n": at_same_coverage(counts, *answers[way]) for way in answers if way != first}
+    others = {
+        f"{way}, at the first one's n": at_same_coverage(counts, *answers[way]) for way in answers if way != first
+    }
     return figures | others
 
 
@@ -131,6 +133,7 @@ def measure_types(extractor, hidden: list[list[Slot]], table: FrequencyTable, ca
         calibration: of the checkpoint.
         limit: most questions of a relation, drawn at random.
     """
+    from ..kg_extraction.calibration import PARTS, WITHOUT_SIGNS
     from ..kg_extraction.decoding import length_prior
     from ..kg_extraction.held_out import type_heads
 
@@ -146,11 +149,9 @@ def measure_types(extractor, hidden: list[list[Slot]], table: FrequencyTable, ca
         prior = length_prior(calibration.length_counts.get(f"tail:{relation}"), extractor.corpus.leaves_per_root)
         gold = {(number, head.start): normalise_type(text) for number, head, text in heads}
         answers = extractor.ask_tails(relation, [(number, head) for number, head, _ in heads], prior)
-        ways = {
-            "model and table": calibration.scaling("tail", relation),
-            "model": calibration.scaling("tail", relation, "model"),
-            "table, calibrated": calibration.scaling("tail", relation, "table"),
-        }
+        ways = {"all": calibration.scaling("tail", relation)}
+        parts = PARTS if calibration.signs is not None else WITHOUT_SIGNS
+        ways |= {part: calibration.scaling("tail", relation, part) for part in parts}
         rows: dict[str, list] = {way: [] for way in (*ways, "frequency table")}
         ranks = []
         for answer in answers:
@@ -159,7 +160,7 @@ def measure_types(extractor, hidden: list[list[Slot]], table: FrequencyTable, ca
                 probabilities = scaling.probabilities(answer.scores, known)
                 best = int(probabilities.argmax())
                 rows[way].append((probabilities[best], answer.keys[best] == truth))
-                if way == "model and table":
+                if way == "all":
                     place = answer.keys.index(truth) if truth in answer.keys else -1
                     ranks.append(1 + int((probabilities > probabilities[place]).sum()) if place >= 0 else 0)
             guess, share = table.predict(relation, answer.head.name)
@@ -167,7 +168,7 @@ def measure_types(extractor, hidden: list[list[Slot]], table: FrequencyTable, ca
         found = {way: tuple(map(np.array, zip(*values, strict=True))) for way, values in rows.items()}
         figures[relation] = figures_of(found)
         ranks = np.array(ranks)
-        figures[relation]["model and table"] |= {
+        figures[relation]["all"] |= {
             "in_candidates": float((ranks > 0).mean()),
             "in_top_5": float(((ranks > 0) & (ranks <= 5)).mean()),
             "mrr": float(np.where(ranks > 0, 1 / np.maximum(ranks, 1), 0).mean()),
@@ -294,10 +295,12 @@ def calibration_for(arguments: argparse.Namespace, model, tokenizer, splits, rel
     """The calibration that the arguments name, or one that is fitted on facts hidden in the validation split."""
     from ..kg_extraction.calibration import Calibration
     from ..kg_extraction.held_out import fit_calibration
+    from ..kg_extraction.sign_classifier import learn_signs
     from ..kg_extraction.type_table import TypeTable
 
     if arguments.calibration:
         return Calibration.load(Path(arguments.calibration))
+    declared = code_rows(splits["train"])
     calibration = fit_calibration(
         model,
         tokenizer,
@@ -307,7 +310,8 @@ def calibration_for(arguments: argparse.Namespace, model, tokenizer, splits, rel
         relations,
         max_facts=arguments.calibration_facts,
         progress=True,
-        types=TypeTable.of(code_rows(splits["train"])),
+        types=TypeTable.of(declared),
+        signs=learn_signs(declared, progress=True) if arguments.type_signs else None,
     )
     if arguments.write_calibration:
         calibration.save(Path(arguments.write_calibration))
@@ -341,7 +345,7 @@ def run(arguments: argparse.Namespace) -> dict:
         files = choose_files(files, arguments.max_chars)
         stripped, hidden = without_annotations(files)
         found = measure_types(
-            Extractor(model, tokenizer, stripped, progress=True, types=calibration.types),
+            Extractor(model, tokenizer, stripped, progress=True, types=calibration.types, signs=calibration.signs),
             hidden,
             table,
             calibration,
@@ -418,6 +422,12 @@ def add_common(parser: argparse.ArgumentParser) -> None:
         "--write-calibration",
         metavar="FILE",
         help="keep the fitted calibration here, for --calibration of a later call",
+    )
+    add(
+        "--type-signs",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="learn signs of use from the training split (default: yes)",
     )
     add("--calibration-facts", type=int, default=600, metavar="N", help="hidden facts of each relation (%(default)s)")
     add("--source", action="append", required=True, metavar="SPEC", help="held-out package; several may be given")

@@ -181,7 +181,7 @@ def run(arguments: argparse.Namespace) -> dict:
         begin = time.perf_counter()
         read, _ = read_sources([spec], ReadOptions(cache_dir=arguments.cache_dir))
         files, hidden = without_annotations((file.project, file.path, file.language, file.text) for file in read)
-        extractor = Extractor(model, tokenizer, files, progress=True, types=calibration.types)
+        extractor = Extractor(model, tokenizer, files, progress=True, types=calibration.types, signs=calibration.signs)
         gold = {
             (number, slot.start, slot.kind): normalise_type(slot.annotation)
             for number, slots in enumerate(hidden)

@@ -1,9 +1,23 @@
-"""Spellings of types in Python text."""
+"""Names and spellings of types in Python text."""
 
 import re
+from collections.abc import Collection
 
 _TYPING_NAMES = {"List": "list", "Dict": "dict", "Tuple": "tuple", "Set": "set", "FrozenSet": "frozenset"}
 _TYPING_NAMES |= {"Type": "type", "Text": "str"}
+CLASS_NAME = re.compile(r"_?[A-Z]\w*")
+_CLASS = re.compile(r"^([ \t]*)class[ \t]+(\w+)", re.MULTILINE)
+_ALIAS = re.compile(
+    r"^(?:type[ \t]+)?(_?[A-Z]\w*)(?:\[[^\]\n]*\])?[ \t]*(?::[ \t]*[\w.]*TypeAlias[ \t]*)?=[^=]", re.MULTILINE
+)
+_IDENTIFIER = re.compile(r"(?<![\w.])[A-Za-z_]\w*(?![\w.])")
+_GENERIC = frozenset(
+    (
+        *("Any", "Optional", "Union", "List", "Dict", "Tuple", "Set", "FrozenSet", "Type", "Callable", "Sequence"),
+        *("Iterable", "Iterator", "Mapping", "MutableMapping", "Generator", "Collection", "Literal", "None", "True"),
+        *("False", "Awaitable", "Coroutine", "AsyncIterator", "AsyncGenerator", "AsyncIterable", "Self", "NoReturn"),
+    )
+)
 _LEXEMES = re.compile(r"[^\W\d][\w.]*|\"[^\"]*\"|'[^']*'|\.\.\.|\d+|\S")
 
 
@@ -81,3 +95,55 @@ def _split_union(text: str) -> list[str]:
             members.append(text[begin:index])
             begin = index + 3
     return [*members, text[begin:]]
+
+
+def defined_classes(code: str, top_level: bool = False) -> set[str]:
+    """Names of the classes that Python text defines.
+
+    Args:
+        code: the text.
+        top_level: leave out classes inside of others and of functions.
+
+    >>> sorted(defined_classes("class Node:\\n    class Leaf: ...\\n")), defined_classes(" class A: ...", top_level=True)
+    (['Leaf', 'Node'], set())
+    """
+    return {name for indent, name in _CLASS.findall(code) if not (top_level and indent)}
+
+
+def type_aliases(code: str) -> set[str]:
+    """Names of type aliases and type variables, as far as spelling tells: names with a capital that a module assigns.
+
+    >>> sorted(type_aliases("T = TypeVar('T')\\nPath: TypeAlias = str\\ntype Text = str\\nx = Node()\\nfor A in X: ..."))
+    ['Path', 'T', 'Text']
+    """
+    return set(_ALIAS.findall(code))
+
+
+def defined_types(code: str) -> set[str]:
+    """Names of classes, type aliases and type variables.
+
+    >>> sorted(defined_types("T = TypeVar('T')\\nclass Node:\\n    Leaf = int\\nx = Node()\\n"))
+    ['Node', 'T']
+    """
+    return defined_classes(code) | type_aliases(code)
+
+
+def form_of(text: str, names: Collection[str]) -> str | None:
+    """A type's text with {} in place of the one name of the project in it.
+
+    >>> form_of("dict[str, Node]", {"Node"}), form_of("int", {"Node"})
+    ('dict[str, {}]', None)
+    """
+    if "{" in text or "}" in text:
+        return None
+    written = [word for word in _IDENTIFIER.findall(text) if word in names]
+    return re.sub(rf"(?<![\w.]){written[0]}(?![\w.])", "{}", text, count=1) if len(written) == 1 else None
+
+
+def class_names_in(text: str) -> frozenset[str]:
+    """Names of classes in a type that not every file may write.
+
+    >>> sorted(class_names_in("dict[str, Node] | Optional[Leaf]"))
+    ['Leaf', 'Node']
+    """
+    return frozenset(word for word in _IDENTIFIER.findall(text) if CLASS_NAME.fullmatch(word)) - _GENERIC

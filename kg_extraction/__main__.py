@@ -48,6 +48,9 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="use a calibration.json made before; default: the one beside the model, if any",
     )
+    add("--type-signs", action=argparse.BooleanOptionalAction, default=True, help="with --calibrate DIR: learn from its "
+        "training split what types are by what code does with them, and weigh that with the model (default: yes; minutes "
+        "for a large corpus)")  # fmt: skip
     add(
         "--calibration-facts",
         type=int,
@@ -192,11 +195,14 @@ def _code_of(split) -> list[tuple[str, str, str, str]]:
 
 def _calibration(arguments: argparse.Namespace, model, tokenizer, modes, options: ReadOptions):
     from .calibration import Calibration
+    from .extraction import TYPE_RELATIONS
     from .held_out import fit_calibration
+    from .scoring import TAIL_MODE
+    from .sign_classifier import learn_signs
     from .type_table import TypeTable
 
     if arguments.calibrate:
-        spec, types = arguments.calibrate, None
+        spec, types, signs = arguments.calibrate, None, None
         if looks_local(spec) and (Path(spec) / "manifest.json").is_file():
             from ..chain_graphs.manifest import load_chain_graphs
 
@@ -206,7 +212,14 @@ def _calibration(arguments: argparse.Namespace, model, tokenizer, modes, options
                     f"--calibrate {spec}: the dataset has no validation split; give one that was built with one"
                 )
             files = _code_of(splits["validation"])
-            types = TypeTable.of(_code_of(splits["train"])) if "train" in splits else None
+            if "train" in splits:
+                declared = _code_of(splits["train"])
+                types = TypeTable.of(declared)
+                asks_types = TAIL_MODE in modes and not {*TYPE_RELATIONS}.isdisjoint(
+                    arguments.relations or TYPE_RELATIONS
+                )
+                if arguments.type_signs and asks_types:
+                    signs = learn_signs(declared, progress=True)
         else:
             files, _, _ = _read([spec if ":" in spec or spec == "stdlib" else f"dir:{spec}"], options)
         return fit_calibration(
@@ -220,6 +233,7 @@ def _calibration(arguments: argparse.Namespace, model, tokenizer, modes, options
             batch_size=arguments.batch_size,
             progress=True,
             types=types,
+            signs=signs,
         )
     beside = Path(arguments.checkpoint) / CALIBRATION_FILE
     path = arguments.calibration or (beside if beside.is_file() else None)
@@ -267,7 +281,7 @@ def run(arguments: argparse.Namespace) -> list[Path]:
     check_modes([*modes, *(["tail"] if wants_types else [])], model.config.mnm_target)
     calibration = _calibration(arguments, model, tokenizer, modes, reading)
     begin = time.perf_counter()
-    extractor = Extractor(model, tokenizer, files, arguments.batch_size, progress=True, types=calibration.types)
+    extractor = Extractor(model, tokenizer, files, arguments.batch_size, True, calibration.types, calibration.signs)
     facts = extractor.extract(arguments.relations, modes, calibration, options)
     output = Path(arguments.output)
     output.mkdir(parents=True, exist_ok=True)

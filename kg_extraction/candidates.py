@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from ..code_graph.annotations import PARAMETER as PARAMETER_SLOT
 from ..code_graph.annotations import RELATION_OF, Slot, find_slots
+from ..code_graph.type_names import defined_classes, type_aliases
 from .entities import CLASS, FIELD, FUNCTION, IMPORTED, PARAMETER, VARIABLE, FileEntities
 from .project import Corpus
 
@@ -152,21 +153,30 @@ class Names:
                     self._defined[file.project, kind].setdefault(name)
         self._read_places: dict[int, dict] = {}
         self._call_places: dict[str, dict] = {}
-        self._classes = {
-            project: [name for name in names if _CLASS_WORD.match(name)]
-            for (project, kind), names in self._defined.items()
-            if kind == CLASS
-        }
+        self._own_classes = [self._classes_in(number) for number in range(len(corpus.files))]
+        self._classes: dict[str, list[str]] = defaultdict(list)
+        for file, names in zip(corpus.files, self._own_classes, strict=True):
+            self._classes[file.project] += [name for name in names if _CLASS_WORD.match(name)]
+        self._classes = {project: list(dict.fromkeys(names)) for project, names in self._classes.items()}
+
+    def _classes_in(self, number: int) -> list[str]:
+        """Classes that a file defines; in Python also those without a fact, and type aliases."""
+        file, known = self.corpus.files[number], self.entities[number]
+        names = [file.code[a:b] for (a, b), kind in known.kinds.items() if kind == CLASS]
+        if file.language == "python":
+            # What is assigned and written in capitals alone is a constant or a type variable.
+            names += sorted(defined_classes(file.code))
+            names += sorted(name for name in type_aliases(file.code) if not name.isupper())
+        return list(dict.fromkeys(names))
 
     def visible_classes(self, number: int) -> list[str]:
         """Classes that a file defines or imports, as the file would name them."""
-        file, known = self.corpus.files[number], self.entities[number]
-        classes = self._classes.get(file.project, ())
-        here = [file.code[a:b] for (a, b), kind in known.kinds.items() if kind == CLASS]
+        known = self.entities[number]
+        classes = self._classes.get(self.corpus.files[number].project, ())
+        here = self._own_classes[number]
         imported = [name for name in known.imported if _CLASS_WORD.match(name) and not name.isupper()]
         inside = set(classes)
-        here += [name for name in known.imported if name in inside]
-        return list(dict.fromkeys([*here, *imported]))
+        return list(dict.fromkeys([*here, *(name for name in known.imported if name in inside), *imported]))
 
     def tails(self, number: int, relation: str) -> list[str]:
         """What the tail of a relation may be in a file: names of the project, builtins and what the file imports.
@@ -183,9 +193,8 @@ class Names:
         if relation in ("has_type", "returns"):
             annotated = [*self._tails[file.project, "has_type"], *self._tails[file.project, "returns"]]
             distant = self._classes.get(file.project, [])[:_MAX_DISTANT_CLASSES]
-            return list(
-                dict.fromkeys([*common_types(), *type_forms(self.visible_classes(number)), *distant, *annotated])
-            )
+            classes = type_forms(dict.fromkeys([*self.visible_classes(number), *distant]))
+            return list(dict.fromkeys([*common_types(), *classes, *annotated]))
         wanted = CLASS if relation in ("instantiates", "inherits") else FUNCTION
         own = [
             known.definition(span, file.code[span[0] : span[1]]).removeprefix(f"{known.module}.")

@@ -20,6 +20,8 @@ from .facts import EXTRACTED, PARSER, PREDICTED, Fact, Place, merge
 from .project import Corpus
 from .questions import Question
 from .scoring import RELATION_MODE, TAIL_MODE, Scorer, check_modes, modes_of
+from .sign_classifier import SignClassifier
+from .type_evidence import TypeEvidence
 from .type_table import TypeTable
 
 TYPE_RELATIONS = ("has_type", "returns")
@@ -113,6 +115,7 @@ class Extractor:
         batch_size: questions in one forward pass.
         progress: show progress bars on a terminal.
         types: declared types of the training corpus: more types to choose from, and a prior over them.
+        signs: what types are by signs of use, learned from the same corpus; only together with `types`.
 
     Attributes:
         counts: what was asked, and what was left out and why.
@@ -126,6 +129,7 @@ class Extractor:
         batch_size: int = 32,
         progress: bool = False,
         types: TypeTable | None = None,
+        signs: SignClassifier | None = None,
     ):
         config = model.config
         self.mnm_target, self.types = config.mnm_target, types
@@ -140,6 +144,7 @@ class Extractor:
         )
         self.entities = [FileEntities(file, self.corpus.indices.get(file.project)) for file in self.corpus.files]
         self.names = Names(self.corpus, self.entities)
+        self._evidence = None if types is None else TypeEvidence(self.corpus, types, signs)
         self.scorer = Scorer(model, tokenizer, self.corpus, batch_size, progress)
         self.counts: Counter = Counter()
         self._tries: dict[tuple[int, str], tuple[TailTrie, Grouping]] = {}
@@ -206,10 +211,10 @@ class Extractor:
         return self._tries[key]
 
     def type_prior(self, relation: str, answer: Answer) -> np.ndarray | None:
-        """What the table of types says of each answer, float `(answers,)`; None without a table, and for other relations."""
-        if self.types is None or relation not in TYPE_RELATIONS:
+        """What is known of each answer without the model, float `(answers, K)`; None without a table, and of no type."""
+        if self._evidence is None or relation not in TYPE_RELATIONS:
             return None
-        return self.types.log_prior(relation, answer.head, answer.keys)
+        return self._evidence(relation, answer)
 
     def question_at(
         self, number: int, start: int, end: int, relation: int, leaf=(), hidden=frozenset()

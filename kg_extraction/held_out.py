@@ -15,6 +15,7 @@ from .decoding import length_prior
 from .entities import CLASS
 from .extraction import TYPE_RELATIONS, Answer, Extractor, Options
 from .scoring import RELATION_MODE, TAIL_MODE
+from .sign_classifier import SignClassifier
 from .type_table import TypeTable
 
 File = tuple[str, str, str, str]
@@ -177,6 +178,7 @@ def fit_calibration(
     progress: bool = False,
     seed: int = 0,
     types: TypeTable | None = None,
+    signs: SignClassifier | None = None,
 ) -> Calibration:
     """Fit a calibration on facts that are hidden from the model.
 
@@ -194,18 +196,19 @@ def fit_calibration(
         batch_size, progress: as in `Extractor`.
         seed: of all choices.
         types: declared types of the training corpus, to be combined with the model's answers; None to leave them out.
+        signs: what types are by signs of use, of the same corpus; None to leave them out.
 
     Raises:
         ValueError: the files hold not one fact to hide.
     """
     files = choose_files(files, max_chars, seed)
-    calibration = Calibration(source=source, types=types)
+    calibration = Calibration(source=source, types=types, signs=signs)
     examples: dict[str, list[Example]] = {}
     tail_relations = [name for name in (relations or TAIL_RELATIONS) if name in TAIL_RELATIONS]
     type_relations = [name for name in tail_relations if name in TYPE_RELATIONS]
     if TAIL_MODE in modes and type_relations:
         stripped, hidden = without_annotations(files)
-        blind = Extractor(model, tokenizer, stripped, batch_size, progress, types)
+        blind = Extractor(model, tokenizer, stripped, batch_size, progress, types, signs)
         for relation in type_relations:
             key = f"{TAIL_MODE}:{relation}"
             examples[key], calibration.length_counts[key] = type_examples(blind, hidden, relation, max_facts, seed)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..code_graph.annotations import PARAMETER, Slot, find_slots
-from ..code_graph.type_names import normalise_type
+from ..code_graph.type_names import defined_classes, normalise_type, type_aliases
 from .candidates import ABC_TYPES, TYPING_TYPES
 from .facts import PREDICTED, Fact
 from .scoring import TAIL_MODE
@@ -156,8 +156,8 @@ class Annotator:
         self.modules = modules
         self._classes: dict[str, set[str]] = {}
         for module, code in modules.values():
-            for match in re.finditer(r"^class[ \t]+([^\W\d]\w*)", code, re.MULTILINE):
-                self._classes.setdefault(match.group(1), set()).add(module)
+            for name in defined_classes(code, top_level=True) | type_aliases(code):
+                self._classes.setdefault(name, set()).add(module)
 
     def _resolve(
         self, text: str, names: ModuleNames, offset: int

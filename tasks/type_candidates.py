@@ -1,6 +1,5 @@
 """The types that a hidden type is chosen from, and what is known of them before a model reads the code."""
 
-import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -12,22 +11,15 @@ from ..chain_graphs.linking import LeafEncoder
 from ..code_graph import Triple
 from ..code_graph.annotations import HiddenType, declared_types
 from ..code_graph.schema import RELATION_IDS
+from ..code_graph.type_names import class_names_in, defined_types, form_of
 from ..kg_extraction.type_table import SHRINKAGE, word_of
 from .base import TaskContext
 from .queries import Query
-from .type_queries import CLASS_NAME, plain, type_names
+from .type_queries import plain
 
 FORM_PROJECTS, FORM_COUNT = 5, 40
 """What is made of a class's name (`X | None`) is a form where so many projects write it, so often."""
 _UNSEEN = 0.1
-_IDENTIFIER = re.compile(r"(?<![\w.])[A-Za-z_]\w*(?![\w.])")
-_GENERIC = frozenset(
-    (
-        *("Any", "Optional", "Union", "List", "Dict", "Tuple", "Set", "FrozenSet", "Type", "Callable", "Sequence"),
-        *("Iterable", "Iterator", "Mapping", "MutableMapping", "Generator", "Collection", "Literal", "None", "True"),
-        *("False", "Awaitable", "Coroutine", "AsyncIterator", "AsyncGenerator", "AsyncIterable", "Self", "NoReturn"),
-    )
-)
 
 
 @dataclass
@@ -49,7 +41,7 @@ class DeclaredTypes:
         found = cls()
         for row in context.progress(rows, "counting types", total=len(rows)):
             if row["language"] == "python":
-                found.names[row["project"]].update(type_names(row["code"]))
+                found.names[row["project"]].update(defined_types(row["code"]))
                 found.triples[row["project"]] += declared_types(row["code"])
         return found
 
@@ -75,18 +67,6 @@ class DeclaredTypes:
                     counts[triple.relation][form] += 1
                     projects[form].add(project)
         return counts, Counter({form: len(names) for form, names in projects.items()})
-
-
-def form_of(text: str, names: Collection[str]) -> str | None:
-    """A type's text with {} in place of the one name of the project in it.
-
-    >>> form_of("dict[str, Node]", {"Node"}), form_of("int", {"Node"})
-    ('dict[str, {}]', None)
-    """
-    if "{" in text or "}" in text:
-        return None
-    written = [word for word in _IDENTIFIER.findall(text) if word in names]
-    return re.sub(rf"(?<![\w.]){written[0]}(?![\w.])", "{}", text, count=1) if len(written) == 1 else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,7 +170,7 @@ class Candidates:
         """By name of a class that not every file may write, the places in `types` of those with it."""
         found = defaultdict(list)
         for place, text in enumerate(self.types):
-            for name in _names_in(text):
+            for name in class_names_in(text):
                 found[name].append(place)
         return dict(found)
 
@@ -309,7 +289,7 @@ class Candidates:
             or checks a class of it under this name (`uses_of_names`).
         """
         places = {text: place for place, text in enumerate(self.types)}
-        words = [_names_in(text) for text in self.types]
+        words = [class_names_in(text) for text in self.types]
         shared_plain = np.array([plain(text) for text in self.types])
         kinds: dict[int, np.ndarray] = {}
         first = {relation: self._first_level(relation, places) for relation in ("has_type", "returns")}
@@ -361,11 +341,6 @@ class Candidates:
         is_plain = np.array([*(not names for names in words), *[False] * (len(in_file) - len(words))])
         in_file, in_project = np.array(in_file) & ~is_plain, np.array(in_project) & ~is_plain
         return np.stack([is_plain, in_file, in_project & ~in_file], axis=1)
-
-
-def _names_in(text: str) -> frozenset[str]:
-    """Names of classes in a type that not every file may write."""
-    return frozenset(word for word in _IDENTIFIER.findall(text) if CLASS_NAME.fullmatch(word)) - _GENERIC
 
 
 def _most_common(counts: Counter) -> list[str]:

@@ -13,17 +13,12 @@ from ..code_graph import CodeGraph
 from ..code_graph.annotations import HiddenType, hide_annotations
 from ..code_graph.project_usage import ProjectUsage
 from ..code_graph.schema import IMPORTED_FROM, IMPORTS, INHERITS, INSTANTIATES, RELATION_IDS
+from ..code_graph.type_names import CLASS_NAME, defined_types
 from ..code_graph.usage import FileUsage, Usage, read_usage
 from .base import TaskContext
 from .queries import Query
 
-CLASS_NAME = re.compile(r"_?[A-Z]\w*")
 _CLASS = re.compile(r"^[ \t]*class[ \t]+(\w+)", re.MULTILINE)
-_ALIAS = re.compile(
-    r"^(?:type[ \t]+)?(_?[A-Z]\w*)(?:\[[^\]\n]*\])?[ \t]*(?::[ \t]*[\w.]*TypeAlias[ \t]*)?=[^=]", re.MULTILINE
-)
-
-
 _MADE = re.compile(r"(\w+)[ \t]*=[ \t]*(?:\w+\.)*(_?[A-Z]\w*)\(")
 _CHECKED = re.compile(r"\bisinstance\((?:\w+\.)*(\w+),[ \t]*\(?([\w., \t\n]+)\)")
 
@@ -62,15 +57,6 @@ class File:
             elif triple.is_use and triple.relation in (IMPORTED_FROM, IMPORTS) and CLASS_NAME.fullmatch(triple.head):
                 names.add(triple.head)
         return sorted(names)
-
-
-def type_names(code: str) -> set[str]:
-    """Names of classes, and of type aliases and type variables: names with a capital that a module assigns.
-
-    >>> sorted(type_names("T = TypeVar('T')\\nclass Node:\\n    Leaf = int\\nx = Node()\\n"))
-    ['Node', 'T']
-    """
-    return {*_CLASS.findall(code), *_ALIAS.findall(code)}
 
 
 def plain(name: str) -> str:
@@ -123,7 +109,7 @@ def read_files(
         if row["language"] != "python":
             counts["files_in_other_languages"] += 1
             continue
-        classes[row["project"]].update(type_names(row["code"]))
+        classes[row["project"]].update(defined_types(row["code"]))
         try:
             text, hidden, graph = hide_annotations(row["code"])
         except ValueError:

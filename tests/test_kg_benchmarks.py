@@ -15,7 +15,7 @@ def test_figures_at_the_same_coverage():
     figures = figures_of({"model": model, "table": table})
     assert [figures["model"][f"predicted_at_{t}"] for t in (0.5, 0.7, 0.9)] == [3, 2, 1]
     assert [figures["model"][f"precision_at_{t}"] for t in (0.5, 0.7, 0.9)] == pytest.approx([2 / 3, 0.5, 1])
-    same = figures["table, at model's n"]
+    same = figures["table, at the first one's n"]
     # The table's most confident three are right, wrong, wrong.
     assert [same[f"predicted_at_{t}"] for t in (0.5, 0.7, 0.9)] == [3, 2, 1]
     assert [same[f"precision_at_{t}"] for t in (0.5, 0.7, 0.9)] == pytest.approx([1 / 3, 0.5, 1])

@@ -325,7 +325,7 @@ def test_the_fit_is_the_optimum_for_a_model_that_knows_less_than_the_table():
     for number in range(400):
         prior = np.log(generator.dirichlet(np.full(20, 0.3)) + 1e-6)
         gold = int(generator.choice(20, p=np.exp(prior) / np.exp(prior).sum())) if generator.random() < 0.7 else -1
-        examples.append(Example(generator.normal(-20, 12, 20) + prior, gold, number % 10, prior))
+        examples.append(Example(generator.normal(-20, 12, 20) + prior, gold, number % 10, prior[:, None]))
 
     def loss(scaling: Scaling) -> float:
         values = []
@@ -334,17 +334,17 @@ def test_the_fit_is_the_optimum_for_a_model_that_knows_less_than_the_table():
             values.append(-np.log(shares[example.gold] if example.gold >= 0 else 1 - shares.sum()))
         return float(np.mean(values))
 
-    both, model, table = fit(examples), fit(examples, use_prior=False), fit(examples, use_model=False)
-    assert both.prior_weight == pytest.approx(1.0, abs=0.2) and both.temperature > 20
+    both, model, table = fit(examples), fit(examples, num_priors=0), fit(examples, use_model=False)
+    assert both.prior_weights[0] == pytest.approx(1.0, abs=0.2) and both.temperature > 20
     assert loss(both) < min(loss(model) - 0.1, loss(table) + 0.01)
     for change in (
         {"temperature": 0.9},
         {"temperature": 1.1},
-        {"prior_weight": 0.9},
-        {"prior_weight": 1.1},
+        {"prior_weights": 0.9},
+        {"prior_weights": 1.1},
         {"other": 1.1},
     ):
-        near = replace(both, **{name: factor * getattr(both, name) for name, factor in change.items()})
+        near = replace(both, **{name: factor * np.array(getattr(both, name)) for name, factor in change.items()})
         assert loss(near) > loss(both) - 2e-3
 
 

@@ -11,12 +11,14 @@ import pytest
 from tiny_tasks import context
 
 import graphmert.tasks.type_prediction as types
+from graphmert.code_graph.class_features import CLASS_FEATURES, ClassNames, class_features
 from graphmert.code_graph.project_usage import ProjectUsage
 from graphmert.code_graph.usage import read_usage
+from graphmert.kg_extraction.sign_classifier import SignClassifier
 from graphmert.tasks import type_candidates, type_signs
 from graphmert.tasks.type_candidates import DeclaredTypes
 from graphmert.tasks.type_scoring import Questions
-from graphmert.tasks.type_signs import CLASS_FEATURES, ClassNames, SignClassifier, TypeSigns, class_features
+from graphmert.tasks.type_signs import TypeSigns
 
 
 def test_classes_are_found_by_their_words():
@@ -97,7 +99,7 @@ def test_the_classifier_learns_types_by_their_signs():
         signs.append(["everywhere", *rng.choice(words[answer], 1), *rng.choice(["noise", "more"], 1)])
         answers.append(str(answer))
     answers[:5] = ["rare", "rare", "rare", "rarer", "rarer"]
-    classifier = SignClassifier(signs, answers)
+    classifier = SignClassifier.fit(signs, answers)
     texts = ["int", "str", "{}", "rare", "rarer", "never"]
     columns, shares = classifier.places(texts)
     log_p = classifier.log_p([["everywhere", "index"], ["everywhere", "method:join"], ["attribute:walk"]])
@@ -106,10 +108,10 @@ def test_the_classifier_learns_types_by_their_signs():
     # Rare answers share one column, by how often they were seen.
     assert columns[3] == columns[4] == columns[5] and shares[:3].tolist() == [0, 0, 0]
     np.testing.assert_allclose(np.exp(shares[3:]), np.array([3, 2, 0.3]) / 6)
-    again = SignClassifier(signs, answers).log_p([["everywhere", "index"]])
+    again = SignClassifier.fit(signs, answers).log_p([["everywhere", "index"]])
     np.testing.assert_array_equal(again, classifier.log_p([["everywhere", "index"]]))
     with pytest.raises(ValueError, match="no signs of types"):
-        SignClassifier([[], []], ["int", "str"])
+        SignClassifier.fit([[], []], ["int", "str"])
 
 
 def asked_of_the_tiny_corpus() -> tuple[Questions, TypeSigns]:
@@ -201,7 +203,7 @@ def test_projects_that_are_left_out_are_not_learned_from(monkeypatch):
     def remember(signs, answers, seed):
         learned["answers"] = Counter(answers)
 
-    monkeypatch.setattr(type_signs, "SignClassifier", remember)
+    monkeypatch.setattr(type_signs.SignClassifier, "fit", remember)
     TypeSigns.of(opened, declared)
     every = learned["answers"]
     # Every declared type is learned from, a project's own class as a form.

@@ -74,21 +74,21 @@ def examples(number: int, with_prior: bool, seed: int = 0) -> list[Example]:
         scores, prior = rng.normal(size=4) * 4, np.log(rng.dirichlet(np.ones(4)))
         weights = np.exp(np.append(scores / 2 + prior, -1.0))
         gold = int(rng.choice(5, p=weights / weights.sum()))
-        made.append(Example(scores, -1 if gold == 4 else gold, index, prior if with_prior else None))
+        made.append(Example(scores, -1 if gold == 4 else gold, index, prior[:, None] if with_prior else None))
     return made
 
 
 def test_fit_finds_temperature_weight_and_something_else():
     scaling = fit(examples(4000, True))
     assert scaling.temperature == pytest.approx(2, rel=0.1)
-    assert scaling.prior_weight == pytest.approx(1, rel=0.1)
+    assert scaling.prior_weights == (pytest.approx(1, rel=0.1),)
     assert scaling.other == pytest.approx(-1, abs=0.2)
     fresh = examples(2000, True, seed=1)
     right = {
         name: top_answers(fresh, made)[1].mean()
         for name, made in (
             ("both", scaling),
-            ("model", fit(fresh, use_prior=False)),
+            ("model", fit(fresh, num_priors=0)),
             ("table", fit(fresh, use_model=False)),
         )
     }
@@ -97,7 +97,7 @@ def test_fit_finds_temperature_weight_and_something_else():
 
 def test_table_alone_does_not_see_the_model():
     scaling = fit(examples(500, True), use_model=False)
-    prior = np.log([0.5, 0.3, 0.2])
+    prior = np.log([[0.5], [0.3], [0.2]])
     assert math.isinf(scaling.temperature)
     assert scaling.probabilities(np.array([0.0, 50.0, -3.0]), prior) == pytest.approx(
         scaling.probabilities(np.zeros(3), prior)
