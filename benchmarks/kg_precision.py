@@ -285,26 +285,20 @@ def confirm_with_jedi(extractor, predicted: list, limit: int) -> dict:
     return dict(counts)
 
 
-def code_rows(split) -> list[tuple[str, str, str, str]]:
-    """(project, path, language, code) of each file of a split."""
-    rows = split.select_columns(["project", "path", "language", "code"])
-    return [(row["project"], row["path"], row["language"], row["code"]) for row in rows]
-
-
 def calibration_for(arguments: argparse.Namespace, model, tokenizer, splits, relations: tuple[str, ...]):
     """The calibration that the arguments name, or one that is fitted on facts hidden in the validation split."""
     from ..kg_extraction.calibration import Calibration
-    from ..kg_extraction.held_out import fit_calibration
+    from ..kg_extraction.held_out import code_of, fit_calibration
     from ..kg_extraction.sign_classifier import learn_signs
     from ..kg_extraction.type_table import TypeTable
 
     if arguments.calibration:
         return Calibration.load(Path(arguments.calibration))
-    declared = code_rows(splits["train"])
+    declared = code_of(splits["train"])
     calibration = fit_calibration(
         model,
         tokenizer,
-        code_rows(splits["validation"]),
+        code_of(splits["validation"]),
         "validation split of the training corpus",
         ("tail",),
         relations,
@@ -323,14 +317,14 @@ def run(arguments: argparse.Namespace) -> dict:
     from ..chain_graphs.manifest import load_chain_graphs
     from ..chain_graphs.sources import ReadOptions
     from ..kg_extraction.extraction import Extractor
-    from ..kg_extraction.held_out import choose_files, without_annotations
+    from ..kg_extraction.held_out import choose_files, code_of, without_annotations
     from ..kg_extraction.project import read_sources
     from ..kg_extraction.scoring import load_checkpoint
 
     model, tokenizer = load_checkpoint(arguments.model)
     splits, manifest, _ = load_chain_graphs(arguments.calibrate)
     calibration = calibration_for(arguments, model, tokenizer, splits, (*RELATIONS, *CALLEES))
-    table = FrequencyTable(code_rows(splits["train"]))
+    table = FrequencyTable(code_of(splits["train"]))
     trained = {project for split in manifest["splits"].values() for project in split["projects"]}
     figures = {"sources": {}, "calibration": calibration.figures}
     for spec in arguments.source:

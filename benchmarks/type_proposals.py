@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 from ..code_graph.annotations import RELATION_OF
 from ..code_graph.type_names import normalise_type
 from ..kg_extraction.type_proposals import Proposal, annotate_all
-from .kg_precision import RELATIONS, FrequencyTable, add_common, calibration_for, code_rows
+from .kg_precision import RELATIONS, FrequencyTable, add_common, calibration_for
 from .record import text_table, write_record
 
 NOTES = """
@@ -166,7 +166,7 @@ def run(arguments: argparse.Namespace) -> dict:
     from ..chain_graphs.manifest import load_chain_graphs
     from ..chain_graphs.sources import ReadOptions
     from ..kg_extraction.extraction import Extractor, Options
-    from ..kg_extraction.held_out import without_annotations
+    from ..kg_extraction.held_out import code_of, without_annotations
     from ..kg_extraction.project import read_sources
     from ..kg_extraction.scoring import load_checkpoint
     from ..kg_extraction.type_proposals import proposals_of
@@ -174,7 +174,7 @@ def run(arguments: argparse.Namespace) -> dict:
     model, tokenizer = load_checkpoint(arguments.model)
     splits, _, _ = load_chain_graphs(arguments.calibrate)
     calibration = calibration_for(arguments, model, tokenizer, splits, RELATIONS)
-    table = FrequencyTable(code_rows(splits["train"]))
+    table = FrequencyTable(code_of(splits["train"]))
     figures = {"checker": CHECKER, "sources": {}, "calibration": calibration.figures}
     options = Options(threshold=arguments.threshold, top_k=1)
     for spec in arguments.source:

@@ -187,16 +187,10 @@ def _read(specs: list[str], options: ReadOptions) -> tuple[list, list, dict[tupl
     return files, skipped, on_disk
 
 
-def _code_of(split) -> list[tuple[str, str, str, str]]:
-    """(project, path, language, code) of each file of a split."""
-    rows = split.select_columns(["project", "path", "language", "code"])
-    return [(row["project"], row["path"], row["language"], row["code"]) for row in rows]
-
-
 def _calibration(arguments: argparse.Namespace, model, tokenizer, modes, options: ReadOptions):
     from .calibration import Calibration
     from .extraction import TYPE_RELATIONS
-    from .held_out import fit_calibration
+    from .held_out import code_of, fit_calibration
     from .scoring import TAIL_MODE
     from .sign_classifier import learn_signs
     from .type_table import TypeTable
@@ -211,9 +205,9 @@ def _calibration(arguments: argparse.Namespace, model, tokenizer, modes, options
                 raise ValueError(
                     f"--calibrate {spec}: the dataset has no validation split; give one that was built with one"
                 )
-            files = _code_of(splits["validation"])
+            files = code_of(splits["validation"])
             if "train" in splits:
-                declared = _code_of(splits["train"])
+                declared = code_of(splits["train"])
                 types = TypeTable.of(declared)
                 asks_types = TAIL_MODE in modes and not {*TYPE_RELATIONS}.isdisjoint(
                     arguments.relations or TYPE_RELATIONS

@@ -21,6 +21,12 @@ from .type_table import TypeTable
 File = tuple[str, str, str, str]
 
 
+def code_of(split) -> list[File]:
+    """(project, path, language, code) of each file of a data set's split."""
+    rows = split.select_columns(["project", "path", "language", "code"])
+    return [(row["project"], row["path"], row["language"], row["code"]) for row in rows]
+
+
 def choose_files(files: Sequence[File], max_chars: int, seed: int = 0) -> list[File]:
     """Files in random order until their text reaches a size, in the order they had."""
     order = np.random.default_rng(seed).permutation(len(files))
