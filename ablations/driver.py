@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from tqdm.auto import tqdm
@@ -245,15 +245,30 @@ class Driver:
     def _evaluate(self, state: State, claim: int) -> None:
         # Together, so that checkpoint and corpus are opened once; one by one if that fails, so that one task that cannot
         # be done does not take the others with it.
-        if self._run_tasks(state, state.tasks, claim) and len(state.tasks) > 1:
-            for name in [name for name in state.tasks if not self._report(state.run, name).exists()]:
-                if self._stopped.is_set():
-                    return
-                self._run_tasks(state, [name], claim)
+        for names in self._task_groups(state):
+            if self._run_tasks(state, names, claim) and len(names) > 1:
+                for name in [name for name in names if not self._report(state.run, name).exists()]:
+                    if self._stopped.is_set():
+                        return
+                    self._run_tasks(state, [name], claim)
         for name in state.tasks:
             if not self._report(state.run, name).exists():
                 log = state.run.directory / "tasks" / "log.txt"
                 state.failures.append(f"no report of {name}, see {log}")
+
+    def _task_options(self, run: Run, name: str) -> dict:
+        return {**self.setting.tasks.get(name, {}), **run.row.tasks.get(name, {})}
+
+    def _task_groups(self, state: State) -> list[list[str]]:
+        """The tasks of a run that can be run by one command: those whose options for all tasks are the same."""
+        from ..tasks.base import TaskArguments
+
+        common = {field.name for field in fields(TaskArguments)}
+        groups: dict[str, list[str]] = {}
+        for name in state.tasks:
+            chosen = {key: value for key, value in self._task_options(state.run, name).items() if key in common}
+            groups.setdefault(json.dumps(chosen, sort_keys=True), []).append(name)
+        return list(groups.values())
 
     def _run_tasks(self, state: State, names: list[str], claim: int) -> int:
         run, folder = state.run, state.run.directory / "tasks"
@@ -261,7 +276,7 @@ class Driver:
         whole = folder / f".{'+'.join(names)}.json"
         options = dict(self.setting.task_arguments)
         for name in names:
-            options.update({**self.setting.tasks.get(name, {}), **run.row.tasks.get(name, {})})
+            options.update(self._task_options(run, name))
         if self.arguments.num_threads is not None:
             options["num_threads"] = self.arguments.num_threads
         command = [*self.tasks_command, *names, "--model", str(run.model_dir)]

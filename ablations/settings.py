@@ -61,7 +61,7 @@ class Setting:
         recipe: name of the row that they are compared to in figures that the baseline does not have.
         seeds: one run of each row for each.
         tasks: task -> its options; empty: every task that is installed.
-        task_arguments: options common to all tasks.
+        task_arguments: options common to all tasks; a task's own entry may give it another value.
         headline: `metrics` and `rows` for the short tables.
     """
 

@@ -312,16 +312,11 @@ class TaskContext:
     def corpus_to_weigh_on(self, option: str) -> Corpus | None:
         """`held_out`, where a checkpoint and a table are weighed; without one a warning that names the option."""
         if self.held_out is None:
-            self.warn_of_no_weighing(option, "there is none that was neither trained on nor is tested on")
+            logger.warning(
+                f"{option}: checkpoint and table are weighed on projects that were held out of the training corpus, and "
+                "there is none that was neither trained on nor is tested on; the checkpoint is judged alone"
+            )
         return self.held_out
-
-    @staticmethod
-    def warn_of_no_weighing(option: str, reason: str) -> None:
-        """Say that a checkpoint is judged alone."""
-        logger.warning(
-            f"{option}: checkpoint and table are weighed on projects that were held out of the training corpus, and "
-            f"{reason}; the checkpoint is judged alone"
-        )
 
     @cached_property
     def held_out(self) -> Corpus | None:

@@ -11,7 +11,8 @@ That a tail is one of the last kind says something of it: what stands in the win
 every judge what the choice of these tails gives away, by taking these words out of the answers, as `loss_clean_excluding`
 does for masked tokens. With `--tail-table` the checkpoint is also judged on them together with a table of the training
 corpus (`tail_table`): figures with `_with_table` in the end; with `_with_project` together with that and with what the
-project's other files say of the same relation and head.
+project's other files say of the same relation and head. How much each of them counts is fitted on the tails of the other
+projects that are tested on, none of which was trained on.
 """
 
 from dataclasses import dataclass, field
@@ -21,11 +22,13 @@ from typing import ClassVar
 import numpy as np
 import pandas as pd
 import torch
+from transformers.utils import logging
 
 from ..chain_graphs.windows import WindowDataset, canonical_ids
 from .base import NotApplicable, Task, TaskContext, TaskResult
-from .corpora import Corpus
 from .tail_table import COLUMNS, ELSEWHERE, EXPERTS, TOKEN, TOP, Opinions, score_tail_lookups, tails_table, with_files
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass
@@ -39,7 +42,7 @@ class TailPredictionOptions:
         default=True,
         metadata={
             "help": "Also judge the checkpoint together with a table of the training corpus and with what the project's "
-            "other files say, on tails without a copy in sight, weighed on the projects that were held out of it."
+            "other files say, on tails without a copy in sight, weighed on the other projects that are tested on."
         },
     )
 
@@ -86,20 +89,18 @@ class TailPrediction(Task):
             examples=tails,
         )
         if tails["no_copy"].any():
-            opinions = _opinions_without_copies(
-                context, context.test, windows, tails["no_copy"], log_p, shown, counted, asked
-            )
-            _judge_opinions(context, options, opinions, counted, result)
+            opinions = _opinions_without_copies(context, windows, tails["no_copy"], log_p, shown, counted, asked)
+            _judge_opinions(options, opinions, result)
         return result
 
 
 def _opinions_without_copies(
-    context: TaskContext, corpus: Corpus, windows: WindowDataset, no_copy: np.ndarray, log_p, shown, counted, asked
+    context: TaskContext, windows: WindowDataset, no_copy: np.ndarray, log_p, shown, counted, asked
 ) -> Opinions:
-    """Opinions on the tails of which no copy is in sight, asked for in some windows of a corpus."""
-    every, canonical = context.windows(corpus), canonical_ids(context.tokenizer)
+    """Opinions on the tails of which no copy is in sight, asked for in some windows of the test corpus."""
+    every, canonical = context.windows(context.test), canonical_ids(context.tokenizer)
     facts = tails_table(context.progress(every, "counting the project's tails", total=len(every)), canonical)
-    projects, places = corpus.rows["project"], np.flatnonzero(no_copy)
+    projects, places = context.test.rows["project"], np.flatnonzero(no_copy)
     return Opinions.of(
         log_p[places],
         [shown[i] for i in places],
@@ -110,55 +111,46 @@ def _opinions_without_copies(
     )
 
 
-def _judge_opinions(
-    context: TaskContext, options: TailPredictionOptions, opinions: Opinions, counted: pd.DataFrame, result: TaskResult
-) -> None:
+def _judge_opinions(options: TailPredictionOptions, opinions: Opinions, result: TaskResult) -> None:
     """Add what checkpoint and lookups make of tails without a copy, words of the window excluded, alone and together.
 
     Args:
-        context, options: of the task.
+        options: of the task.
         opinions: on the tails that are asked for.
-        counted: `tails_table` of the training corpus.
         result: of the task so far.
     """
 
-    def figures_by(judges: Opinions, weights) -> dict[str, float]:
-        ranks = judges.ranks(weights)
+    def figures_by(ranks: np.ndarray) -> dict[str, float]:
         return first_figures(ranks, {"_no_copy_excluding": np.ones(len(ranks), dtype=bool)})
 
-    result.figures |= figures_by(opinions.only(0), [1])
+    result.figures |= figures_by(opinions.only(0).ranks([1]))
     table = range(1, len(EXPERTS) + 1)
     elsewhere = len(EXPERTS) + 1
     for place, name in zip((*table, elsewhere), (*EXPERTS, ELSEWHERE), strict=True):
-        result.baselines.setdefault(name, {}).update(figures_by(opinions.only(place), [1]))
-    held_out = context.corpus_to_weigh_on("--tail-table") if options.tail_table else None
-    if held_out is None:
+        result.baselines.setdefault(name, {}).update(figures_by(opinions.only(place).ranks([1])))
+    if not options.tail_table:
         return
-    windows = context.windows(held_out)
-    theirs, asked = predict_tails(context, windows, options.tail_share, "weighing")
-    weighed_on = _opinions_without_copies(
-        context, held_out, windows, theirs["no_copy"], theirs["log_p"], theirs["shown"], counted, asked
-    )
-    if not weighed_on.num_among_candidates:
-        context.warn_of_no_weighing("--tail-table", "no tail without a copy in sight was hidden there")
+    num_projects = len(opinions.projects_to_weigh_on)
+    if num_projects < 2:
+        logger.warning(
+            "--tail-table: checkpoint and table are weighed on the other projects of the test corpus, of which at least two "
+            f"must have a tail without a copy that one of them knows, here {num_projects}; the checkpoint is judged alone"
+        )
         return
-    result.counts["tails_to_weigh_on"] = len(weighed_on.first)
-    result.details["weights"] = {"projects": held_out.projects}
+    result.details["weights"] = {"projects": num_projects}
     for suffix, name, places in (
         ("_with_table", "the table", table),
         ("_with_project", "the table and the project's other files", (*table, elsewhere)),
     ):
-        weights = weighed_on.only(0, *places).fit()
-        result.figures |= {
-            key + suffix: value for key, value in figures_by(opinions.only(0, *places), weights).items()
-        }
-        result.baselines[name] = figures_by(opinions.only(*places), weighed_on.only(*places).fit())
+        ranks, weights = opinions.only(0, *places).cross_fitted()
+        result.figures |= {key + suffix: value for key, value in figures_by(ranks).items()}
+        result.baselines[name] = figures_by(opinions.only(*places).cross_fitted()[0])
         parts = ("model", *EXPERTS, ELSEWHERE)[: len(weights)]
         result.details["weights"][name] = dict(zip(parts, weights.round(3).tolist(), strict=True))
-    # -1 where a copy is in sight.
-    ranks = np.full(len(result.examples["no_copy"]), -1)
-    ranks[result.examples["no_copy"]] = opinions.ranks(weights)
-    result.examples["first_rank_with_project"] = ranks
+        # -1 where a copy is in sight.
+        every = np.full(len(result.examples["no_copy"]), -1)
+        every[result.examples["no_copy"]] = ranks
+        result.examples["first_rank" + suffix] = every
 
 
 def predict_tails(

@@ -6,7 +6,7 @@ corpus the other files of the tail's own project are counted: what a window does
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -144,11 +144,13 @@ class Opinions:
         features: for each tail the log probabilities of the checkpoint, of `EXPERTS` and of `ELSEWHERE`, float32
             (candidates, 2 + experts).
         first: the right tokens, int64 (tails,).
+        projects: numbers of the projects that the tails are from, int64 (tails,).
     """
 
     candidates: list[np.ndarray]
     features: list[np.ndarray]
     first: np.ndarray
+    projects: np.ndarray
 
     @classmethod
     def of(
@@ -184,16 +186,27 @@ class Opinions:
                 chosen = np.unique(np.argpartition(-values, number - 1, axis=1)[:, :number])
                 candidates.append(allowed[chosen])
                 features.append(values[:, chosen].T)
-        return cls(candidates, features, asked["first"].to_numpy())
+        return cls(candidates, features, asked["first"].to_numpy(), asked["project"].to_numpy())
 
     @property
-    def num_among_candidates(self) -> int:
-        """Tails whose first token is a candidate; the weights are fitted on them."""
-        return sum(first in tokens for tokens, first in zip(self.candidates, self.first, strict=True))
+    def projects_to_weigh_on(self) -> set[int]:
+        """Projects with a tail whose first token is a candidate; weights are fitted on such tails."""
+        found = zip(self.candidates, self.first, self.projects.tolist(), strict=True)
+        return {project for tokens, first, project in found if first in tokens}
 
     def only(self, *experts: int) -> "Opinions":
         """Those of some experts, by their column in `features`."""
-        return Opinions(self.candidates, [found[:, experts] for found in self.features], self.first)
+        return replace(self, features=[found[:, experts] for found in self.features])
+
+    def of_tails(self, chosen: np.ndarray) -> "Opinions":
+        """Those on some tails, bool (tails,)."""
+        places = np.flatnonzero(chosen)
+        return Opinions(
+            [self.candidates[i] for i in places],
+            [self.features[i] for i in places],
+            self.first[places],
+            self.projects[places],
+        )
 
     def fit(self) -> np.ndarray:
         """Weights of the pool, fitted on the tails whose first token is a candidate, float64 (experts,)."""
@@ -204,6 +217,22 @@ class Opinions:
                 features.append(found)
                 right.append(int(at[0]))
         return fit_weights(features, right)
+
+    def cross_fitted(self) -> tuple[np.ndarray, np.ndarray]:
+        """The tails of each project judged by a pool whose weights are fitted on those of all other projects.
+
+        Returns:
+            The rank of each tail's first token, int64 (tails,), and the mean of the weights, float64 (experts,).
+
+        Raises:
+            ValueError: fewer than two `projects_to_weigh_on`.
+        """
+        ranks, weights = np.zeros(len(self.first), dtype=np.int64), []
+        for project in np.unique(self.projects):
+            own = self.projects == project
+            weights.append(self.of_tails(~own).fit())
+            ranks[own] = self.of_tails(own).ranks(weights[-1])
+        return ranks, np.mean(weights, axis=0)
 
     def ranks(self, weights: Sequence[float]) -> np.ndarray:
         """Rank of each tail's first token in the pool, int64 (tails,).

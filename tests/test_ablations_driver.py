@@ -104,6 +104,17 @@ def test_tasks_may_count_in_another_corpus(tiny, tmp_path):
         assert {(run.directory / "tasks" / "training").read_text() for run in runs} == {str(expected)}
 
 
+def test_a_task_with_another_value_of_a_common_option_runs_by_itself(tiny):
+    setting, runs, driver, _ = tiny
+    setting.tasks.update({"first": {"max_examples": 9, "pool_size": 3}, "second": {"pool_size": 4}})
+    object.__setattr__(setting, "task_arguments", {"max_examples": 7})
+    assert driver(["first", "second"]).execute() == []
+    assert calls(runs[0].directory / "tasks") == [
+        "first --max-examples 9 --pool-size 3 --num-threads 1",
+        "second --max-examples 7 --pool-size 4 --num-threads 1",
+    ]
+
+
 def test_reports_are_kept_one_by_one(tiny):
     setting, runs, driver, _ = tiny
     setting.tasks["first"] = {"pool_size": 9, "search_masks": ["a", "b"]}
