@@ -90,6 +90,8 @@ def test_types_are_learned_without_their_annotations():
     classifier = learn_signs([*PROJECT, other])
     # Spellings of one type are one answer, and a class of the project is a form.
     assert set(classifier.answers) == {"str", "None | {}", "Iterator[{}]", "int", "{}"}
+    # Annotations of another language are another language's.
+    assert learn_signs([(*other[:3], PROJECT[1][3])]) is None
     assert learn_signs([other]) is None and learn_signs([("p", "a.py", "python", "def f(a): ...")]) is None
 
 
