@@ -173,6 +173,16 @@ def test_patch_applies_with_git(tmp_path):
     assert path.read_text(encoding="utf-8") == new
 
 
+def test_type_aliases_of_another_module_are_imported_and_inner_classes_are_not():
+    code = "def f(url): ...\n"
+    other = "Target = str | bytes\n\n\nclass Box:\n    class Inner: ...\n"
+    annotator = Annotator({0: ("app.a", code), 1: ("app.types", other)})
+    (slot,) = [slot for slot in find_slots(code) if slot.name == "url"]
+    found = {name: annotator.annotate(0, [Proposal(0, slot, name, 0.9)]) for name in ("Target", "Inner")}
+    assert "    from app.types import Target\n" in found["Target"].text and '(url: "Target")' in found["Target"].text
+    assert found["Inner"].text == code and found["Inner"].skipped["name not resolvable in the file"] == 1
+
+
 def test_names_of_a_module():
     names = ModuleNames(
         "from __future__ import annotations\nimport a.b\nif TYPE_CHECKING:\n    from c import D\nX = 1\n"
