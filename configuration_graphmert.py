@@ -61,6 +61,8 @@ class GraphMertConfig(RobertaConfig):
         hgat_negative_slope: slope of H-GAT's LeakyReLU below zero (0.2 as in GAT).
         hgat_init: how H-GAT's matrices W_r start: "zeros" (t' = t), "normal", or "identity" (t' = t + scale * head).
         hgat_init_scale: standard deviation of "normal", factor of "identity".
+        head_memory_slots: rows of the table that heads and relations are hashed to (`HeadMemory`); 0 for none.
+        head_memory_size: numbers in each of these rows.
         decay_mode: "bias" adds g(d) to attention logits, "multiplicative" multiplies them by exp(g(d)), None leaves
             attention as it is.
         decay_base: lambda of the decay, between 0 and 1.
@@ -102,6 +104,8 @@ class GraphMertConfig(RobertaConfig):
     hgat_negative_slope: float = 0.2
     hgat_init: str = "zeros"
     hgat_init_scale: float = 0.02
+    head_memory_slots: int = 0
+    head_memory_size: int = 32
     decay_mode: str | None = "bias"
     decay_base: float = 0.6
     decay_offset_init: float = 1.0
@@ -161,15 +165,14 @@ class GraphMertConfig(RobertaConfig):
             if not valid:
                 raise ValueError(f"GraphMertConfig: {name} is {getattr(self, name)!r}, but {text}.")
 
-        for name in ("num_roots", "num_relations", "span_boundary_length"):
+        for name in ("num_roots", "num_relations", "span_boundary_length", "head_memory_size"):
             require(
                 _is_int(getattr(self, name)) and getattr(self, name) >= 1, name, "it must be an integer of at least 1"
             )
-        require(
-            _is_int(self.leaves_per_root) and self.leaves_per_root >= 0,
-            "leaves_per_root",
-            "it must be an integer of at least 0",
-        )
+        for name in ("leaves_per_root", "head_memory_slots"):
+            require(
+                _is_int(getattr(self, name)) and getattr(self, name) >= 0, name, "it must be an integer of at least 0"
+            )
         require(
             _is_int(self.pad_token_id) and self.pad_token_id >= 0,
             "pad_token_id",

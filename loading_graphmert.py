@@ -52,7 +52,7 @@ class CheckedLoading:
     def _parts_switched_on(cls, path: str | os.PathLike | None, options: dict) -> set[str]:
         """Parts that the saved configuration has off and that therefore may be new: `use_hgat=True` given when loading."""
         if path is None:
-            return {"hgat", "decay", "leaf_slots"}
+            return {"hgat", "decay", "leaf_slots", "head_memory"}
         names = ("revision", "token", "cache_dir", "subfolder", "local_files_only", "force_download", "proxies")
         where = {name: options[name] for name in names if name in options}
         saved, _ = cls.config_class.get_config_dict(path, **where)
@@ -62,6 +62,8 @@ class CheckedLoading:
         # A model without leaves has no slots, whatever their position would be.
         if saved.get("leaf_position", "slot") != "root_slot" or saved.get("leaves_per_root", 1) == 0:
             parts.add("leaf_slots")
+        if not saved.get("head_memory_slots") or saved.get("leaves_per_root", 1) == 0:
+            parts.add("head_memory")
         return parts
 
 

@@ -36,6 +36,7 @@ from .configuration_graphmert import GraphMertConfig
 from .conversion_graphmert import ConversionReport, convert_roberta
 from .embedding_graphmert import CodeEmbeddingMixin
 from .graph_layers_graphmert import GraphDecay, HierarchicalGraphAttention, graph_distance
+from .head_memory_graphmert import HeadMemory
 from .lm_loss_graphmert import linear_cross_entropy
 from .loading_graphmert import CheckedLoading
 
@@ -119,6 +120,9 @@ class GraphMertPreTrainedModel(CheckedLoading, RobertaPreTrainedModel):
                 init.zeros_(module.weight)
             init.ones_(module.direction_gain)
             init.normal_(module.attention, mean=0.0, std=self.config.initializer_range)
+        elif isinstance(module, HeadMemory):
+            init.zeros_(module.table)
+            init.normal_(module.projection, mean=0.0, std=module.projection.shape[1] ** -0.5)
         elif isinstance(module, GraphDecay):
             init.constant_(module.offset, module.offset_init)
 
@@ -181,6 +185,11 @@ class GraphMertModel(CodeEmbeddingMixin, GraphMertPreTrainedModel, RobertaModel)
         if config.use_hgat:
             self.hgat = HierarchicalGraphAttention(
                 config.hidden_size, config.num_relations, config.relation_dropout, config.hgat_negative_slope
+            )
+        self.head_memory = None
+        if config.head_memory_slots and config.leaves_per_root:
+            self.head_memory = HeadMemory(
+                config.hidden_size, config.head_memory_slots, config.head_memory_size, config.num_relations
             )
         if config.decay_mode is not None:
             self.decay = GraphDecay(
@@ -261,15 +270,24 @@ class GraphMertModel(CodeEmbeddingMixin, GraphMertPreTrainedModel, RobertaModel)
             if indices is None:
                 given = dict(root_index=root_index, leaf_index=leaf_index, attention_mask=real, graph_ids=graph_ids)
                 spans = dict(relation_ids=relation_ids, head_start=head_start, head_length=head_length)
-                indices = _made_here({**given, **(spans if self.hgat is not None else {})}, self.config.num_relations)
+                reads_heads = self.hgat is not None or self.head_memory is not None
+                indices = _made_here({**given, **(spans if reads_heads else {})}, self.config.num_relations)
             nodes = indices["graph_nodes"] if graph_ids is not None else None
             is_leaf = (leaf_index >= 0) & real
+            token_ids = input_ids
             if inputs_embeds is None:
                 inputs_embeds, input_ids = self.embeddings.word_embeddings(input_ids), None
+            reverse = torch.zeros_like(root_index) if relation_reversed is None else relation_reversed
             if self.hgat is not None and relation_ids is not None:
-                reverse = torch.zeros_like(root_index) if relation_reversed is None else relation_reversed
                 places = (indices[name] for name in ("leaf_nodes", "leaf_grid", "head_pairs"))
                 inputs_embeds = self.hgat(inputs_embeds, reverse, *places)
+            if self.head_memory is not None and relation_ids is not None:
+                if token_ids is None:
+                    raise ValueError("head_memory_slots needs input_ids: it looks up heads by their tokens.")
+                asked = dict(root_index=root_index, relation_ids=relation_ids, relation_reversed=reverse)
+                asked |= dict(head_start=head_start, head_length=head_length)
+                places = (indices[name] for name in ("leaf_nodes", "head_pairs"))
+                inputs_embeds = self.head_memory(inputs_embeds, token_ids, asked, *places)
             if self.leaf_slots is not None:
                 inputs_embeds = inputs_embeds + self.leaf_slots(leaf_index.clamp(min=0)) * is_leaf[:, :, None]
             token_type_ids = is_leaf.long() if token_type_ids is None else token_type_ids
@@ -673,6 +691,7 @@ def parameter_counts(model: nn.Module) -> dict[str, int]:
         ("H-GAT", "hgat."),
         ("decay", "decay."),
         ("leaf slots", "leaf_slots."),
+        ("head memory", "head_memory."),
         ("encoder layers", "encoder."),
         ("embeddings, other", "embeddings."),
         ("LM head", "lm_head."),

@@ -349,6 +349,8 @@ def build_model(model_args: ModelArguments, tokenizer, manifest: dict, verbose: 
         "relation_dropout": model_args.relation_dropout,
         "hgat_init": model_args.hgat_init,
         "hgat_init_scale": model_args.hgat_init_scale,
+        "head_memory_slots": model_args.head_memory_slots,
+        "head_memory_size": model_args.head_memory_size,
         "hidden_dropout_prob": model_args.dropout,
         "attention_probs_dropout_prob": model_args.dropout
         if model_args.attention_dropout is None

@@ -31,6 +31,8 @@ _ONLY_WITH_LEAVES = (
     "use_hgat",
     "hgat_init",
     "hgat_init_scale",
+    "head_memory_slots",
+    "head_memory_size",
     "relation_dropout",
     "leaf_position",
     "mnm_target",
