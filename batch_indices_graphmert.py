@@ -138,7 +138,7 @@ def check_graph_inputs(
             f"The input has {shape[1]} tokens, but the model has positions for {limit}: cut the code (truncation=True, "
             f"max_length={limit}) or raise max_position_embeddings."
         )
-    reads_heads = config.use_hgat or config.head_memory_slots
+    reads_heads = config.use_hgat or config.head_memory_keys
     if relation_ids is not None and reads_heads and (head_start is None or head_length is None):
         raise ValueError("relation_ids need head_start and head_length: the span of roots that each leaf hangs on.")
     limits = {

@@ -124,7 +124,8 @@ class GraphMertCollator:
     `attention_mask`, `token_type_ids`, `root_index`, `leaf_index`, `relation_ids`, `relation_reversed`, `head_start`,
     `head_length`, `labels`, `relation_labels`; "packed" adds `graph_ids`, the number of the node's window among the
     examples, -1 for padding. Root i of a window is its i-th node: in column i, where rows are windows. `relation_labels`
-    holds one label for each hidden relation, at the first leaf of its fact. Windows with edges between roots
+    holds one label for each hidden relation, at the first leaf of its fact. Windows that know the
+    `fold` of their project add `memory_fold`. Windows with edges between roots
     (`WindowDataset`'s `edge_relations`) add `root_distance`, int16 `(G, R, R)`, shortest paths between roots. `statistics`
     counts what was masked, hidden and dropped.
 
@@ -241,7 +242,8 @@ class GraphMertCollator:
         covered, span = self._choose_spans(roots, keys)
         root_ids = self._corrupt(roots.ids, covered, keys[roots.row], span, "replace", "replacement")
         self._choose_facts(facts, roots, covered, keys)
-        batch = self._lay_out(roots, root_ids, covered, facts, keys)
+        folds = np.array([example["fold"] for example in examples]) if "fold" in examples[0] else None
+        batch = self._lay_out(roots, root_ids, covered, facts, keys, folds)
         self._count(examples, roots, covered, facts)
         if "edges" in examples[0]:
             batch["root_distance"] = self._root_distances(examples, roots, covered)
@@ -374,7 +376,7 @@ class GraphMertCollator:
         facts.tail_hidden[eligible[drawn & ~asked]] = True
         return asked
 
-    def _lay_out(self, roots, root_ids, covered, facts, keys) -> dict[str, np.ndarray]:
+    def _lay_out(self, roots, root_ids, covered, facts, keys, folds) -> dict[str, np.ndarray]:
         kept = np.flatnonzero(facts.kept[facts.fact_of_leaf])
         fact = facts.fact_of_leaf[kept]
         window, slot = facts.row[fact], facts.slot[fact] + facts.place_in_leaf[kept]
@@ -407,6 +409,9 @@ class GraphMertCollator:
             "tail_token",
         )
         leaf_ids = np.where(facts.tail_hidden[facts.fact_of_leaf], self.mask_token_id, leaf_ids)
+        if folds is not None:
+            batch["memory_fold"] = grid(-1)
+            batch["memory_fold"][at_root], batch["memory_fold"][at_leaf] = folds[roots.row], folds[window]
         batch["input_ids"][at_root] = root_ids
         batch["input_ids"][at_leaf] = leaf_ids[kept]
         batch["attention_mask"][at_root] = 1

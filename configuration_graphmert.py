@@ -61,8 +61,9 @@ class GraphMertConfig(RobertaConfig):
         hgat_negative_slope: slope of H-GAT's LeakyReLU below zero (0.2 as in GAT).
         hgat_init: how H-GAT's matrices W_r start: "zeros" (t' = t), "normal", or "identity" (t' = t + scale * head).
         hgat_init_scale: standard deviation of "normal", factor of "identity".
-        head_memory_slots: rows of the table that heads and relations are hashed to (`HeadMemory`); 0 for none.
-        head_memory_size: numbers in each of these rows.
+        head_memory_keys: keys of heads whose tails in other projects are remembered (`HeadMemory`); 0 for no memory.
+        head_memory_folds: groups of projects that these are kept apart for.
+        head_memory_answers: the most tails of a key and group.
         decay_mode: "bias" adds g(d) to attention logits, "multiplicative" multiplies them by exp(g(d)), None leaves
             attention as it is.
         decay_base: lambda of the decay, between 0 and 1.
@@ -104,8 +105,9 @@ class GraphMertConfig(RobertaConfig):
     hgat_negative_slope: float = 0.2
     hgat_init: str = "zeros"
     hgat_init_scale: float = 0.02
-    head_memory_slots: int = 0
-    head_memory_size: int = 32
+    head_memory_keys: int = 0
+    head_memory_folds: int = 4
+    head_memory_answers: int = 2
     decay_mode: str | None = "bias"
     decay_base: float = 0.6
     decay_offset_init: float = 1.0
@@ -165,11 +167,11 @@ class GraphMertConfig(RobertaConfig):
             if not valid:
                 raise ValueError(f"GraphMertConfig: {name} is {getattr(self, name)!r}, but {text}.")
 
-        for name in ("num_roots", "num_relations", "span_boundary_length", "head_memory_size"):
+        for name in ("num_roots", "num_relations", "span_boundary_length", "head_memory_folds", "head_memory_answers"):
             require(
                 _is_int(getattr(self, name)) and getattr(self, name) >= 1, name, "it must be an integer of at least 1"
             )
-        for name in ("leaves_per_root", "head_memory_slots"):
+        for name in ("leaves_per_root", "head_memory_keys"):
             require(
                 _is_int(getattr(self, name)) and getattr(self, name) >= 0, name, "it must be an integer of at least 0"
             )

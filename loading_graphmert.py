@@ -62,7 +62,7 @@ class CheckedLoading:
         # A model without leaves has no slots, whatever their position would be.
         if saved.get("leaf_position", "slot") != "root_slot" or saved.get("leaves_per_root", 1) == 0:
             parts.add("leaf_slots")
-        if not saved.get("head_memory_slots") or saved.get("leaves_per_root", 1) == 0:
+        if not saved.get("head_memory_keys") or saved.get("leaves_per_root", 1) == 0:
             parts.add("head_memory")
         return parts
 

@@ -36,7 +36,7 @@ from .configuration_graphmert import GraphMertConfig
 from .conversion_graphmert import ConversionReport, convert_roberta
 from .embedding_graphmert import CodeEmbeddingMixin
 from .graph_layers_graphmert import GraphDecay, HierarchicalGraphAttention, graph_distance
-from .head_memory_graphmert import HeadMemory
+from .head_memory_graphmert import UNUSED, HeadMemory
 from .lm_loss_graphmert import linear_cross_entropy
 from .loading_graphmert import CheckedLoading
 
@@ -121,8 +121,10 @@ class GraphMertPreTrainedModel(CheckedLoading, RobertaPreTrainedModel):
             init.ones_(module.direction_gain)
             init.normal_(module.attention, mean=0.0, std=self.config.initializer_range)
         elif isinstance(module, HeadMemory):
-            init.zeros_(module.table)
-            init.normal_(module.projection, mean=0.0, std=module.projection.shape[1] ** -0.5)
+            init.zeros_(module.projection)
+            init.constant_(module.keys, UNUSED)
+            for name in ("answers", "votes", "voters"):
+                init.zeros_(getattr(module, name))
         elif isinstance(module, GraphDecay):
             init.constant_(module.offset, module.offset_init)
 
@@ -187,10 +189,9 @@ class GraphMertModel(CodeEmbeddingMixin, GraphMertPreTrainedModel, RobertaModel)
                 config.hidden_size, config.num_relations, config.relation_dropout, config.hgat_negative_slope
             )
         self.head_memory = None
-        if config.head_memory_slots and config.leaves_per_root:
-            self.head_memory = HeadMemory(
-                config.hidden_size, config.head_memory_slots, config.head_memory_size, config.num_relations
-            )
+        if config.head_memory_keys and config.leaves_per_root:
+            sizes = (config.head_memory_keys, config.head_memory_folds, config.head_memory_answers)
+            self.head_memory = HeadMemory(config.hidden_size, *sizes)
         if config.decay_mode is not None:
             self.decay = GraphDecay(
                 config.num_attention_heads,
@@ -225,6 +226,7 @@ class GraphMertModel(CodeEmbeddingMixin, GraphMertPreTrainedModel, RobertaModel)
         indices: dict[str, torch.LongTensor] | None = None,
         unpacked: bool = False,
         root_distance: torch.Tensor | None = None,
+        memory_fold: torch.LongTensor | None = None,
         **kwargs,
     ) -> BaseModelOutputWithPoolingAndCrossAttentions | tuple:
         """Encode graphs, or plain token sequences where `root_index` is not given.
@@ -247,6 +249,8 @@ class GraphMertModel(CodeEmbeddingMixin, GraphMertPreTrainedModel, RobertaModel)
             root_distance: int (G, R, R), shortest paths between the roots of each graph where they have edges beside the
                 chain's; 0 on the diagonal alone, at most num_roots - 1. For the decay; not with flex_attention. Default:
                 the chain's.
+            memory_fold: int64 (B, N), for windows of training projects: the fold of the node's project, which the head
+                memory leaves out; -1 for none. Default: nothing is left out.
             **kwargs: `output_attentions`, `output_hidden_states`, `return_dict`, as in RoBERTa.
 
         Returns:
@@ -283,11 +287,12 @@ class GraphMertModel(CodeEmbeddingMixin, GraphMertPreTrainedModel, RobertaModel)
                 inputs_embeds = self.hgat(inputs_embeds, reverse, *places)
             if self.head_memory is not None and relation_ids is not None:
                 if token_ids is None:
-                    raise ValueError("head_memory_slots needs input_ids: it looks up heads by their tokens.")
+                    raise ValueError("head_memory_keys needs input_ids: the memory looks up heads by their tokens.")
                 asked = dict(root_index=root_index, relation_ids=relation_ids, relation_reversed=reverse)
                 asked |= dict(head_start=head_start, head_length=head_length)
                 places = (indices[name] for name in ("leaf_nodes", "head_pairs"))
-                inputs_embeds = self.head_memory(inputs_embeds, token_ids, asked, *places)
+                table = self.embeddings.word_embeddings.weight
+                inputs_embeds = self.head_memory(inputs_embeds, table, token_ids, asked, *places, memory_fold)
             if self.leaf_slots is not None:
                 inputs_embeds = inputs_embeds + self.leaf_slots(leaf_index.clamp(min=0)) * is_leaf[:, :, None]
             token_type_ids = is_leaf.long() if token_type_ids is None else token_type_ids

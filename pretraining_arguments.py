@@ -48,13 +48,13 @@ class ModelArguments:
     hgat_init_scale: float = field(
         default=0.02, metadata={"help": "Standard deviation of hgat_init 'normal', factor of 'identity'."}
     )
-    head_memory_slots: int = field(
+    head_memory_min_projects: int = field(
         default=0,
         metadata={
-            "help": "Rows of a table that a leaf's head and relation are hashed to: what is known of one name alone. 0: none."
+            "help": "Remember what tails the training projects have for heads that stand, under their relation, in so many "
+            "of them; leaves look it up. 0: no memory, or that of --base_model."
         },
     )
-    head_memory_size: int = field(default=32, metadata={"help": "Numbers in each row of the head memory."})
     dropout: float = field(default=0.1, metadata={"help": "Dropout on hidden states and attention weights."})
     attention_dropout: float | None = field(
         default=None,

@@ -59,6 +59,9 @@ _SAME_WHEN_RESUMING = (
     "num_relations",
     "relation_names",
     "use_hgat",
+    "head_memory_keys",
+    "head_memory_folds",
+    "head_memory_answers",
     "decay_mode",
     "leaf_position",
     "mnm_target",
@@ -102,9 +105,15 @@ def main(argv: list[str] | None = None) -> int:
         check_hub_access(args)
         checkpoint = prepare_output_dir(run_args, args)
         check_edge_relations(model_args, data_args)
+        check_head_memory(model_args)
         train_windows, eval_windows, tokenizer, manifest = open_dataset(model_args, data_args, args)
         set_seed(args.seed)
-        model = build_model(model_args, tokenizer, manifest, verbose=args.process_index == 0, seed=args.seed)
+        options = {
+            "verbose": args.process_index == 0,
+            "seed": args.seed,
+            "memory": head_votes(model_args, train_windows),
+        }
+        model = build_model(model_args, tokenizer, manifest, **options)
         # What the model is trained on, for whoever reads code for it.
         model.config.update({name: getattr(data_args, name) for name in GRAPH_OPTIONS})
         if model_args.attn_implementation is None:
@@ -261,6 +270,7 @@ def open_dataset(model_args: ModelArguments, data_args: DataArguments, args: Gra
         options = window_options(model_args, data_args)
         common = {"max_windows": limit, "progress": args.local_process_index == 0 and not args.disable_tqdm}
         windows.append(WindowDataset(splits[split], tokenizer, **options, **common))
+        windows[-1].projects = splits[split]["project"]
         if split == "train" and data_args.order_leaves_per_root is not None:
             whole = {"num_roots": model_args.num_roots, "leaves_per_root": data_args.order_leaves_per_root}
             same = options == {**window_options(ModelArguments(), DataArguments()), **whole}
@@ -324,7 +334,26 @@ def initialise_by_name(model, seed: int) -> None:
         done |= parameters
 
 
-def build_model(model_args: ModelArguments, tokenizer, manifest: dict, verbose: bool = True, seed: int | None = None):
+def head_votes(model_args: ModelArguments, windows) -> dict[str, torch.Tensor] | None:
+    """What a new head memory holds, if the run is to have one.
+
+    Raises:
+        ValueError: no head stands in so many projects.
+    """
+    from graphmert.chain_graphs.known_heads import count_votes
+
+    least = model_args.head_memory_min_projects
+    return count_votes(windows, windows.projects, least) if least else None
+
+
+def build_model(
+    model_args: ModelArguments,
+    tokenizer,
+    manifest: dict,
+    verbose: bool = True,
+    seed: int | None = None,
+    memory: dict[str, torch.Tensor] | None = None,
+):
     """Make the model, from scratch or from a RoBERTa or GraphMERT checkpoint.
 
     Args:
@@ -332,9 +361,11 @@ def build_model(model_args: ModelArguments, tokenizer, manifest: dict, verbose: 
         tokenizer, manifest: of the data set.
         verbose: say what was converted.
         seed: of weights from scratch, drawn module by module (`initialise_by_name`); None: from PyTorch's generator.
+        memory: what a new head memory holds (`known_heads.count_votes`).
 
     Raises:
-        ValueError: impossible sizes, a checkpoint of another architecture, or one with another vocabulary.
+        ValueError: impossible sizes, a checkpoint of another architecture, one with another vocabulary, or a second head
+            memory.
         OSError: there is no such checkpoint.
     """
     from graphmert.configuration_graphmert import GraphMertConfig
@@ -349,8 +380,6 @@ def build_model(model_args: ModelArguments, tokenizer, manifest: dict, verbose: 
         "relation_dropout": model_args.relation_dropout,
         "hgat_init": model_args.hgat_init,
         "hgat_init_scale": model_args.hgat_init_scale,
-        "head_memory_slots": model_args.head_memory_slots,
-        "head_memory_size": model_args.head_memory_size,
         "hidden_dropout_prob": model_args.dropout,
         "attention_probs_dropout_prob": model_args.dropout
         if model_args.attention_dropout is None
@@ -367,6 +396,9 @@ def build_model(model_args: ModelArguments, tokenizer, manifest: dict, verbose: 
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
     }
+    if memory is not None:
+        names = ("head_memory_keys", "head_memory_folds", "head_memory_answers")
+        options |= dict(zip(names, memory["votes"].shape, strict=True))
     given = {name: getattr(model_args, name) for name in _SIZES if getattr(model_args, name) is not None}
     if model_args.base_model is None:
         # Plain code of 1024 tokens fits, whatever the graph's size (DESIGN section 3).
@@ -384,6 +416,11 @@ def build_model(model_args: ModelArguments, tokenizer, manifest: dict, verbose: 
         if given:
             raise ValueError(f"{', '.join(given)} cannot be chosen with --base_model, which brings its own sizes")
         if is_graphmert(model_args.base_model):
+            if memory is not None and GraphMertConfig.from_pretrained(model_args.base_model).head_memory_keys:
+                raise ValueError(
+                    f"{model_args.base_model} has a head memory already, which training goes on with: leave out "
+                    "--head_memory_min_projects"
+                )
             # What of the graph it has never used (H-GAT, decay) is new.
             model = GraphMertForPreTraining.from_pretrained(model_args.base_model, **options)
             report = f"Continued from {model_args.base_model}, a GraphMERT checkpoint"
@@ -393,6 +430,8 @@ def build_model(model_args: ModelArguments, tokenizer, manifest: dict, verbose: 
         check_same_vocabulary(model_args.base_model, tokenizer)
         if verbose:
             print(report, flush=True)
+    if memory is not None:
+        model.roberta.head_memory.remember(memory)
     if model_args.attn_implementation is not None:
         model.set_attn_implementation(model_args.attn_implementation)
     return model
@@ -422,6 +461,18 @@ def check_edge_relations(model_args: ModelArguments, data_args: DataArguments) -
         raise ValueError(
             f"{named} need attn_implementation sdpa or eager: flex_attention knows no edges between roots"
         )
+
+
+def check_head_memory(model_args: ModelArguments) -> None:
+    """Refuse a head memory that nothing would look up.
+
+    Raises:
+        ValueError: names the options.
+    """
+    if model_args.head_memory_min_projects < 0:
+        raise ValueError(f"head_memory_min_projects is {model_args.head_memory_min_projects}; it must be 0 or more")
+    if model_args.head_memory_min_projects and model_args.leaves_per_root == 0:
+        raise ValueError("head_memory_min_projects belongs to the graph, but leaves_per_root 0 switches it off")
 
 
 def is_graphmert(base_model: str) -> bool:
@@ -524,6 +575,10 @@ def last_evaluation(trainer: GraphMertTrainer) -> dict[str, float]:
 
 def build_trainer(model, model_args, data_args, args, tokenizer, train_windows, eval_windows) -> GraphMertTrainer:
     """Put collators and trainer together."""
+    if model.config.head_memory_keys:
+        from graphmert.chain_graphs.known_heads import folds_of
+
+        train_windows.file_fold = folds_of(train_windows.projects, model.config.head_memory_folds)
     options = {
         "tokenizer": tokenizer,
         "num_roots": model_args.num_roots,

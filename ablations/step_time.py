@@ -9,7 +9,7 @@ import torch
 from tqdm.auto import tqdm
 
 from ..pretraining_arguments import parse_arguments
-from ..run_pretraining import build_model, build_trainer, open_dataset
+from ..run_pretraining import build_model, build_trainer, head_votes, open_dataset
 from .settings import Run, Setting, options_of, read_row, write_config
 
 NUM_ROUNDS = 40
@@ -101,7 +101,8 @@ def _stepper(run: Run, dataset: str | Path, num_threads: int | None):
     data_args.max_eval_windows = 1
     args.disable_tqdm = True
     train, held_out, tokenizer, manifest = open_dataset(model_args, data_args, args)
-    model = build_model(model_args, tokenizer, manifest, verbose=False, seed=args.seed)
+    memory = head_votes(model_args, train)
+    model = build_model(model_args, tokenizer, manifest, verbose=False, seed=args.seed, memory=memory)
     trainer = build_trainer(model, model_args, data_args, args, tokenizer, train, held_out)
     trainer.create_optimizer()
     loader = trainer.get_train_dataloader()

@@ -135,6 +135,11 @@ class WindowDataset(Dataset):
             a single token.
     """
 
+    # For a run with a head memory: the project of each file, and the fold of each (`known_heads.folds_of`), which items then
+    # have.
+    projects: Sequence[str] | None = None
+    file_fold: np.ndarray | None = None
+
     def __init__(
         self,
         dataset,
@@ -332,6 +337,32 @@ class WindowDataset(Dataset):
         bases = self._token_offsets[self.file_index]
         return np.concatenate([self._tokens[b + s : b + e] for b, (s, e) in zip(bases, self.token_range, strict=True)])
 
+    def heads(self) -> dict[str, np.ndarray]:
+        """What all placed facts hang on, one window after the other.
+
+        Returns:
+            `window`, `relation`, `reversed`, `length` of the head, and `first`, the tail's first token, the same for all
+            spellings with and without a space in front: int64 `(facts,)`; and for each token of a head `fact`, `place` in
+            the head and its id `token`: int64 `(tokens,)`.
+        """
+        window = np.repeat(np.arange(len(self)), np.diff(self._fact_offsets))
+        start, length, relation, reversed_ = self._facts[:, :4].astype(np.int64).T
+        # Root 0 is <s>.
+        begin = self._token_offsets[self.file_index[window]] + self.token_range[window, 0] + start - 1
+        fact = np.repeat(np.arange(len(window)), length)
+        place = np.arange(len(fact)) - np.repeat(np.cumsum(length) - length, length)
+        last = np.cumsum(self._facts[:, 7].astype(np.int64))
+        return {
+            "window": window,
+            "first": self._canonical[self._leaf_ids[last - self._facts[:, 7]]].astype(np.int64),
+            "relation": relation,
+            "reversed": reversed_,
+            "length": length,
+            "fact": fact,
+            "place": place,
+            "token": self._tokens[begin[fact] + place].astype(np.int64),
+        }
+
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch that the collator's masks are drawn for; reaches live DataLoader workers."""
         self._epoch.fill_(int(epoch))
@@ -353,6 +384,7 @@ class WindowDataset(Dataset):
         edges = {}
         if self._as_edges:
             edges["edges"] = self._edges[self._edge_offsets[index] : self._edge_offsets[index + 1]]
+        fold = {} if self.file_fold is None else {"fold": int(self.file_fold[self.file_index[index]])}
         return {
             "index": index,
             "epoch": int(self._epoch),
@@ -368,6 +400,7 @@ class WindowDataset(Dataset):
             "leaf_length": facts[:, 7],
             "leaf_ids": self._leaf_ids[self._leaf_offsets[index] : self._leaf_offsets[index + 1]],
             **edges,
+            **fold,
         }
 
     def statistics(self) -> dict:

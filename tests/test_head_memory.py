@@ -1,32 +1,37 @@
 """The head memory against a reference in whole numbers, and what a user meets of it."""
 
 import json
+from collections import Counter, defaultdict
 
+import numpy as np
 import pytest
 import torch
 from graph_batches import Anchor, Graph, compact_batch, packed_batch, padded_batch
 from test_hub_tampered import change_weights
+from test_run_pretraining import SMALL, dataset, run
 from tiny_model import LEAVES, NUM_ROOTS, RELATIONS, batch, graphs, inputs_of, randomize, tiny_config, tiny_model
 
+import run_pretraining
 from graphmert.batch_indices_graphmert import batch_indices
-from graphmert.head_memory_graphmert import HASHES_PER_VIEW, VIEWS, HeadMemory
-from graphmert.modeling_graphmert import GraphMertForMaskedLM, GraphMertForPreTraining, GraphMertModel, parameter_counts
+from graphmert.chain_graphs import WindowDataset, load_chain_graphs
+from graphmert.chain_graphs.known_heads import count_votes, folds_of
+from graphmert.chain_graphs.windows import canonical_ids
+from graphmert.head_memory_graphmert import UNUSED, VIEWS, HeadMemory, head_keys
+from graphmert.modeling_graphmert import (
+    GraphMertForMaskedLM,
+    GraphMertForPreTraining,
+    GraphMertModel,
+    parameter_counts,
+)
+from graphmert.pretraining_arguments import parse_arguments
 
-SLOTS, ROW = 50, 4
-OPTIONS = {"head_memory_slots": SLOTS, "head_memory_size": ROW}
-
-
-def _rows_of(examples, slots=2**40, make=compact_batch):
-    """Rows of each leaf token by (graph, root, slot); a table of such a size is never made."""
-    memory = HeadMemory(2, 1, 1, RELATIONS)
-    memory.num_slots = slots
-    inputs = make(examples)
-    indices = batch_indices(inputs, RELATIONS)
-    rows, has_head = memory.rows(inputs["input_ids"], inputs, indices["leaf_nodes"], indices["head_pairs"])
-    flat = {name: value.flatten()[indices["leaf_nodes"]].tolist() for name, value in inputs.items()}
-    graph = flat.get("graph_ids") or (indices["leaf_nodes"] // inputs["root_index"].shape[1]).tolist()
-    keys = zip(graph, flat["root_index"], flat["leaf_index"], strict=True)
-    return {key: tuple(row) for key, row, found in zip(keys, rows.tolist(), has_head.tolist(), strict=True) if found}
+__all__ = ["dataset"]
+FOLDS, ANSWERS = 3, 2
+LAYOUTS = {
+    "compact": compact_batch,
+    "padded": lambda examples: padded_batch(examples, NUM_ROOTS, LEAVES),
+    "packed": packed_batch,
+}
 
 
 def _mixed(value: int) -> int:
@@ -38,114 +43,130 @@ def _mixed(value: int) -> int:
     return value ^ value >> 31
 
 
-def _expected(head: list[int], relation: int, is_reversed: int, slots: int) -> tuple[int, ...]:
+def _keys(head: list[int], relation: int, is_reversed: int) -> tuple[int, ...]:
     whole = sum(_mixed(token + 1 + place * 0x9E3779B97F4A7C15) for place, token in enumerate(head))
-    kind = relation + (RELATIONS + 1) * is_reversed
-    rows, stream = [], 0
-    for name in (whole, _mixed(head[0] + 1), _mixed(head[-1] + 1)):
-        for _ in range(2):
-            stream += 1
-            rows.append((_mixed(name + _mixed(-(kind * 6 + stream))) % 2**62) % slots)
-    return tuple(rows)
+    names = (whole, _mixed(head[0] + 1), _mixed(head[-1] + 1))
+    kind = 2 * relation + is_reversed
+    mixed = [_mixed(name + _mixed(-(3 * kind + number + 1))) for number, name in enumerate(names)]
+    return tuple(value - 2**64 if value >= 2**63 else value for value in mixed)
 
 
-@pytest.mark.parametrize("slots", [50, 2**40])
-def test_rows_equal_the_reference(slots):
-    examples = graphs(seed=5, sizes=(NUM_ROOTS, 1, 4, NUM_ROOTS, NUM_ROOTS))
-    rows, asked = _rows_of(examples, slots), 0
-    for number, graph in enumerate(examples):
-        for anchor in graph.anchors:
-            head = graph.roots[anchor.head_start :][: anchor.head_length]
-            for place in range(len(anchor.tokens)):
-                key = (number, anchor.root, anchor.first_slot + place)
-                assert rows[key] == _expected(head, anchor.relation, anchor.reversed, slots)
-                asked += 1
-    assert asked == len(rows) > 10
-    for make in (lambda given: padded_batch(given, NUM_ROOTS, LEAVES), packed_batch):
-        assert _rows_of(examples, slots, make) == rows
+def _head_of(graph: Graph, anchor: Anchor) -> list[int]:
+    return graph.roots[anchor.head_start :][: anchor.head_length]
 
 
-def test_rows_are_those_of_saved_tables():
-    """Another hash would make every saved table useless."""
-    graph = Graph([10, 11, 12], [Anchor(0, 0, [20], 3, 0, 2)])
-    assert _rows_of([graph], 2**18) == {(0, 0, 0): _expected([10, 11], 3, 0, 2**18)}
-    assert _expected([10, 11], 3, 0, 2**18) == (164691, 246819, 56137, 202156, 93743, 209034)
+def _all_keys(examples) -> list[int]:
+    """Keys of all facts, each once, in rising order."""
+    found = {key for g in examples for a in g.anchors for key in _keys(_head_of(g, a), a.relation, a.reversed)}
+    return sorted(found)
 
 
-def test_what_shares_rows():
-    def rows_of(head, relation=1, is_reversed=0, before=()):
-        anchor = Anchor(len(before), 0, [20], relation, len(before), len(head), is_reversed)
-        (found,) = _rows_of([Graph([*before, *head], [anchor])]).values()
-        return [found[2 * number : 2 * number + 2] for number in range(len(VIEWS))]
-
-    whole, first, last = rows_of([10, 11])
-    assert len({*whole, *first, *last}) == len(VIEWS) * HASHES_PER_VIEW
-    # Neither the window nor the place in it matters.
-    assert rows_of([10, 11], before=[30, 10, 31]) == [whole, first, last]
-    turned = rows_of([11, 10])
-    assert not {*turned[0], *turned[1], *turned[2]} & {*whole, *first, *last}
-    longer = rows_of([10, 12, 11])
-    assert longer[1:] == [first, last] and longer[0] != whole
-    for other in (rows_of([10, 11], relation=2), rows_of([10, 11], is_reversed=1), rows_of([10, 11], RELATIONS)):
-        assert not {row for view in other for row in view} & {*whole, *first, *last}
+def _options(examples=None, **options) -> dict:
+    sizes = {"head_memory_folds": FOLDS, "head_memory_answers": ANSWERS}
+    return {"head_memory_keys": len(_all_keys(examples or graphs())), **sizes, **options}
 
 
-def test_rows_are_spread_over_the_table():
-    graph_of = [Graph([10 + i % 90, 10 + i // 90], [Anchor(0, 0, [20], 1, 0, 2)]) for i in range(4000)]
-    rows = torch.tensor(list(_rows_of(graph_of, 4000).values()))
-    for column in (0, 1):
-        # Of n balls in n urns 1 - 1/e of the urns hold one.
-        assert rows[:, column].unique().numel() == pytest.approx(4000 * (1 - 2.718281828**-1), rel=0.03)
-    assert (rows[:, 0] == rows[:, 1]).float().mean() < 0.005
+def _votes_for(keys: list[int], seed: int = 0) -> dict[str, torch.Tensor]:
+    """Votes of nobody knows whom; some folds have none, and some more than are kept."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (len(keys), FOLDS, ANSWERS)
+    answers = torch.randint(4, 90, shape, generator=generator)
+    votes = (torch.randint(0, 4, shape, generator=generator) / 2).sort(dim=2, descending=True).values
+    more = torch.randint(0, 2, shape[:2], generator=generator) * (votes[:, :, -1] > 0)
+    return {"keys": torch.tensor(keys), "answers": answers, "votes": votes, "voters": votes.sum(2) + more}
 
 
-@pytest.mark.parametrize("layout", ["compact", "padded", "packed"])
-def test_update_worked_out_leaf_by_leaf(layout):
-    examples = graphs(seed=2)
-    inputs = {
-        "compact": compact_batch,
-        "padded": lambda given: padded_batch(given, NUM_ROOTS, LEAVES),
-        "packed": packed_batch,
-    }[layout](examples)
-    memory = randomize(HeadMemory(6, SLOTS, ROW, RELATIONS).double(), seed=1)
+def _knowing(model, examples):
+    memory = model.head_memory if hasattr(model, "head_memory") else model.roberta.head_memory
+    memory.remember(_votes_for(_all_keys(examples)))
+    return model
+
+
+def test_keys_equal_the_reference():
+    examples = [graph for seed in range(4) for graph in graphs(seed)]
+    anchors = [(graph, anchor) for graph in examples for anchor in graph.anchors]
+    heads = [_head_of(*found) for found in anchors]
+    length = torch.tensor([len(head) for head in heads])
+    keys = head_keys(
+        torch.tensor([token for head in heads for token in head]),
+        torch.cat([torch.arange(len(head)) for head in heads]),
+        torch.arange(len(heads)).repeat_interleave(length),
+        torch.tensor([anchor.relation for _, anchor in anchors]),
+        torch.tensor([anchor.reversed for _, anchor in anchors]),
+        length,
+    )
+    expected = [_keys(head, a.relation, a.reversed) for head, (_, a) in zip(heads, anchors, strict=True)]
+    assert list(map(tuple, keys.tolist())) == expected and len(set(expected)) > 10
+
+
+def test_keys_are_those_of_saved_tables():
+    """Other numbers would make every saved table useless."""
+    assert _keys([10, 11], 3, 0) == (-273343515091893421, -2736464015516759133, 8966368078535434043)
+
+
+def test_what_shares_keys():
+    whole, first, last = _keys([10, 11], 1, 0)
+    assert len({whole, first, last}) == len(VIEWS)
+    assert _keys([10, 12, 11], 1, 0)[1:] == (first, last) and _keys([10, 12, 11], 1, 0)[0] != whole
+    others = (([11, 10], 1, 0), ([10, 11], 2, 0), ([10, 11], 1, 1), ([10, 11], RELATIONS, 0), ([10], 0, 1))
+    for other in others:
+        assert not {*_keys(*other)} & {whole, first, last}
+    # Small ids of tokens and numbers of relations do not stand for each other.
+    short = {key for token in range(60) for relation in range(13) for key in _keys([token], relation, 0)}
+    assert len(short) == 60 * 13 * len(VIEWS)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("with_folds", [False, True])
+def test_update_worked_out_leaf_by_leaf(layout, with_folds):
+    """Half of the keys are known; the second graph is of no project that was counted."""
+    examples = graphs(seed=2, sizes=(NUM_ROOTS, 4, NUM_ROOTS - 1))
+    votes = _votes_for(_all_keys(examples)[::2])
+    rows = {key: row for row, key in enumerate(votes["keys"].tolist())}
+    memory = HeadMemory(6, len(rows), FOLDS, ANSWERS).double()
+    memory.remember(votes)
+    randomize(memory)
+    inputs = LAYOUTS[layout](examples)
     torch.manual_seed(0)
-    words = torch.randn(*inputs["input_ids"].shape, 6, dtype=torch.float64)
+    words, embeddings = (torch.randn(*shape, 6).double() for shape in (inputs["input_ids"].shape, (100,)))
+    graph_of = inputs.get("graph_ids", torch.arange(len(words))[:, None].expand(words.shape[:2]))
+    folds = [0, -1, 2] if with_folds else [-1, -1, -1]
+    fold = torch.tensor([*folds, -1])[graph_of] if with_folds else None
     indices = batch_indices(inputs, RELATIONS)
-    output = memory(words, inputs["input_ids"], inputs, indices["leaf_nodes"], indices["head_pairs"])
-    expected = words.clone()
-    for (row, column), leaf in _leaves(inputs):
-        roots = examples[leaf["graph"]].roots[leaf["start"] :][: leaf["length"]]
-        places = _expected(roots, leaf["relation"], leaf["reversed"], SLOTS)
-        expected[row, column] += memory.projection @ torch.cat([memory.table[place] for place in places])
-    torch.testing.assert_close(output, expected, rtol=1e-10, atol=1e-12)
-    assert not torch.equal(output, words)
-
-
-def _leaves(inputs):
-    """Leaves of a batch with their head's span."""
-    graph = inputs.get("graph_ids", torch.arange(len(inputs["input_ids"]))[:, None].expand_as(inputs["input_ids"]))
-    for place in ((inputs["relation_ids"] >= 0) & (inputs["attention_mask"] > 0)).nonzero().tolist():
-        names = ("relation_ids", "relation_reversed", "head_start", "head_length")
-        values = [int(inputs[name][tuple(place)]) for name in names]
-        found = dict(zip(("relation", "reversed", "start", "length"), values, strict=True))
-        yield tuple(place), {"graph": int(graph[tuple(place)]), **found}
+    places = (indices["leaf_nodes"], indices["head_pairs"])
+    output = memory(words, embeddings, inputs["input_ids"], inputs, *places, fold)
+    expected, num_known = words.clone(), 0
+    for place in map(tuple, ((inputs["relation_ids"] >= 0) & (inputs["attention_mask"] > 0)).nonzero().tolist()):
+        number = int(graph_of[place])
+        start, length, relation, is_reversed = (
+            int(inputs[name][place]) for name in ("head_start", "head_length", "relation_ids", "relation_reversed")
+        )
+        head = examples[number].roots[start : start + length]
+        for view, key in enumerate(_keys(head, relation, is_reversed)):
+            if key not in rows:
+                continue
+            num_known += 1
+            seen = [f for f in range(FOLDS) if f != folds[number]]
+            voters = sum(float(votes["voters"][rows[key], f]) for f in seen)
+            for f in seen:
+                for answer, weight in zip(votes["answers"][rows[key], f], votes["votes"][rows[key], f], strict=True):
+                    expected[place] += weight / (voters + 1) * (memory.projection[view] @ embeddings[answer])
+    torch.testing.assert_close(output, expected, rtol=1e-6, atol=1e-7)
+    assert num_known > 10 and not torch.equal(output, words)
 
 
 def test_it_starts_as_nothing_and_learns():
     torch.manual_seed(0)
-    model = GraphMertForPreTraining(tiny_config(**OPTIONS, mnm_target="both", use_hgat=False)).eval()
+    model = _knowing(GraphMertForPreTraining(tiny_config(**_options(), mnm_target="both", use_hgat=False)), graphs())
     plain = GraphMertForPreTraining(tiny_config(mnm_target="both", use_hgat=False)).eval()
-    report = plain.load_state_dict(model.state_dict(), strict=False)
-    assert set(report.unexpected_keys) == {"roberta.head_memory.table", "roberta.head_memory.projection"}
+    report = plain.load_state_dict(model.eval().state_dict(), strict=False)
+    names = ("keys", "answers", "votes", "voters", "projection")
+    assert set(report.unexpected_keys) == {f"roberta.head_memory.{name}" for name in names}
     inputs = batch()
     assert torch.equal(model(**inputs).logits, plain(**inputs).logits)
-    assert parameter_counts(model)["head memory"] == SLOTS * ROW + 32 * 6 * ROW
+    assert parameter_counts(model)["head memory"] == len(VIEWS) * 32 * 32
     model(**inputs).loss.backward()
-    memory = model.roberta.head_memory
-    indices = batch_indices(inputs, RELATIONS)
-    rows, _ = memory.rows(inputs["input_ids"], inputs, indices["leaf_nodes"], indices["head_pairs"])
-    moved = (memory.table.grad != 0).any(1)
-    assert moved.nonzero().flatten().tolist() == rows.unique().tolist()
+    assert (model.roberta.head_memory.projection.grad.abs().amax((1, 2)) > 0).all()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
     losses = []
     for _ in range(3):
@@ -157,13 +178,53 @@ def test_it_starts_as_nothing_and_learns():
     assert losses[2] < losses[0] and not torch.equal(model(**inputs).logits, plain(**inputs).logits)
 
 
+def test_what_is_not_known_changes_nothing():
+    examples = graphs(seed=9)
+    model = tiny_model(GraphMertModel, **_options())
+    assert (model.head_memory.keys == UNUSED).all()
+    states = model(**inputs_of(compact_batch(examples))).last_hidden_state
+    # Other heads are known.
+    others = _all_keys(graphs())
+    assert not {*others} & {*_all_keys(examples)}
+    model.head_memory.remember(_votes_for(others))
+    assert torch.equal(model(**inputs_of(compact_batch(examples))).last_hidden_state, states)
+    known = model(**inputs_of(batch())).last_hidden_state
+    with torch.no_grad():
+        model.head_memory.keys.fill_(UNUSED)
+    assert not torch.equal(model(**inputs_of(batch())).last_hidden_state, known)
+
+
+def test_a_window_does_not_see_the_votes_of_its_own_fold():
+    examples = graphs(seed=3, sizes=(NUM_ROOTS,))
+    model = _knowing(tiny_model(GraphMertModel, **_options(examples)), examples)
+    inputs = inputs_of(compact_batch(examples))
+    fold = torch.ones_like(inputs["input_ids"])
+    states = model(**inputs, memory_fold=fold).last_hidden_state
+    assert not torch.equal(model(**inputs).last_hidden_state, states)
+    model.head_memory.votes[:, 1], model.head_memory.voters[:, 1] = 7, 20
+    assert torch.equal(model(**inputs, memory_fold=fold).last_hidden_state, states)
+    assert torch.equal(model(**inputs, memory_fold=-fold).last_hidden_state, model(**inputs).last_hidden_state)
+    model.head_memory.votes[:, 2] += 1
+    assert not torch.equal(model(**inputs, memory_fold=fold).last_hidden_state, states)
+
+
+def test_what_is_remembered_is_checked():
+    memory = HeadMemory(6, 3, FOLDS, ANSWERS)
+    for keys in ([1, 2], [1, 2, 3, 4]):
+        with pytest.raises(ValueError, match=rf"keys must have the shape \(3,\), got \({len(keys)},\)"):
+            memory.remember(_votes_for(keys))
+    with pytest.raises(ValueError, match=r"voters must have the shape \(3, 3\), got \(3, 2\)"):
+        memory.remember({**_votes_for([1, 2, 3]), "voters": torch.zeros(3, 2)})
+    for keys in ([1, 2, 2], [1, 3, 2]):
+        with pytest.raises(ValueError, match="keys must rise"):
+            memory.remember(_votes_for(keys))
+
+
 def test_layouts_agree_and_indices_change_nothing():
-    model = tiny_model(GraphMertForPreTraining, **OPTIONS, mnm_target="both", use_hgat=False)
     examples = graphs(seed=4)
-    losses = [
-        model(**inputs).loss
-        for inputs in (compact_batch(examples), padded_batch(examples, NUM_ROOTS, LEAVES), packed_batch(examples))
-    ]
+    options = _options(examples)
+    model = _knowing(tiny_model(GraphMertForPreTraining, **options, mnm_target="both", use_hgat=False), examples)
+    losses = [model(**make(examples)).loss for make in LAYOUTS.values()]
     given = compact_batch(examples)
     losses.append(model(**given, indices=batch_indices(given, RELATIONS)).loss)
     for loss in losses[1:]:
@@ -173,22 +234,34 @@ def test_layouts_agree_and_indices_change_nothing():
     assert not torch.equal(model(**given).loss, losses[0])
 
 
+def test_compiled_equals_uncompiled():
+    options = dict(dtype=torch.float32, num_hidden_layers=1, **_options())
+    model = _knowing(tiny_model(GraphMertForPreTraining, **options), graphs())
+    compiled = torch.compile(model, backend="aot_eager")
+    one, other = model(**batch()), compiled(**batch())
+    torch.testing.assert_close(one.loss, other.loss)
+    wanted = list(model.roberta.head_memory.parameters())
+    for mine, its in zip(*(torch.autograd.grad(o.loss, wanted) for o in (one, other)), strict=True):
+        torch.testing.assert_close(mine, its, rtol=1e-4, atol=1e-6)
+        assert mine.abs().max() > 0
+
+
 def test_without_leaves_it_takes_no_part():
-    model = tiny_model(GraphMertModel, **OPTIONS)
+    model = tiny_model(GraphMertModel, **_options())
     ids = torch.tensor([[5, 6, 7]])
     states = model(input_ids=ids).last_hidden_state
     with torch.no_grad():
-        model.head_memory.table.zero_()
+        model.head_memory.projection.zero_()
     assert torch.equal(model(input_ids=ids).last_hidden_state, states)
-    assert tiny_model(GraphMertModel, **OPTIONS, leaves_per_root=0).head_memory is None
+    assert tiny_model(GraphMertModel, **_options(), leaves_per_root=0).head_memory is None
     assert tiny_model(GraphMertModel).head_memory is None
 
 
 def test_heads_are_looked_up_by_their_tokens():
-    model = tiny_model(GraphMertModel, **OPTIONS, use_hgat=False)
+    model = tiny_model(GraphMertModel, **_options(), use_hgat=False)
     inputs = inputs_of(batch())
     embeds = model.embeddings.word_embeddings(inputs["input_ids"])
-    with pytest.raises(ValueError, match="head_memory_slots needs input_ids"):
+    with pytest.raises(ValueError, match="head_memory_keys needs input_ids"):
         model(**{**inputs, "input_ids": None}, inputs_embeds=embeds)
     del inputs["head_start"]
     with pytest.raises(ValueError, match="relation_ids need head_start and head_length"):
@@ -196,42 +269,167 @@ def test_heads_are_looked_up_by_their_tokens():
 
 
 def test_saved_and_loaded(tmp_path):
-    model = tiny_model(GraphMertForPreTraining, dtype=torch.float32, **OPTIONS)
+    model = _knowing(tiny_model(GraphMertForPreTraining, dtype=torch.float32, **_options()), graphs())
     model.save_pretrained(tmp_path)
-    inputs = batch()
     for dtype in (torch.float32, torch.bfloat16):
-        loaded = GraphMertForPreTraining.from_pretrained(tmp_path, dtype=dtype).eval()
-        assert loaded.config.head_memory_slots == SLOTS and loaded.roberta.head_memory.table.dtype == dtype
-    assert torch.equal(
-        GraphMertForPreTraining.from_pretrained(tmp_path).eval()(**inputs).logits, model(**inputs).logits
-    )
-    change_weights(tmp_path, lambda weights: weights.pop("roberta.head_memory.table"))
-    with pytest.raises(ValueError, match=r"1 of \d+ tensors of the encoder are missing, first head_memory"):
+        memory = GraphMertForPreTraining.from_pretrained(tmp_path, dtype=dtype).roberta.head_memory
+        votes = _votes_for(_all_keys(graphs()))
+        assert memory.projection.dtype == dtype and all(
+            torch.equal(getattr(memory, name), value.to(getattr(memory, name).dtype)) for name, value in votes.items()
+        )
+    loaded = GraphMertForPreTraining.from_pretrained(tmp_path).eval()
+    assert torch.equal(loaded(**batch()).logits, model(**batch()).logits)
+    change_weights(tmp_path, lambda weights: weights.pop("roberta.head_memory.keys"))
+    with pytest.raises(ValueError, match=r"1 of \d+ tensors of the encoder are missing, first head_memory.keys"):
         GraphMertModel.from_pretrained(tmp_path)
 
 
 def test_a_checkpoint_without_one_gets_an_empty_one(tmp_path):
     tiny_model(GraphMertForMaskedLM, dtype=torch.float32).save_pretrained(tmp_path)
-    model = GraphMertForMaskedLM.from_pretrained(tmp_path, **OPTIONS)
+    assert json.loads((tmp_path / "config.json").read_text())["head_memory_keys"] == 0
+    model = GraphMertForMaskedLM.from_pretrained(tmp_path, head_memory_keys=50)
     memory = model.roberta.head_memory
-    assert (memory.table == 0).all()
-    assert float(memory.projection.detach().std()) == pytest.approx((6 * ROW) ** -0.5, rel=0.15)
-    assert "head_memory_slots" in json.loads((tmp_path / "config.json").read_text())
+    assert (memory.keys == UNUSED).all()
+    for name in ("answers", "votes", "voters", "projection"):
+        assert not getattr(memory, name).any(), name
     # A table of another size is another table.
     model.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"head_memory.table has shape \(50, 4\)"):
-        GraphMertModel.from_pretrained(tmp_path, head_memory_slots=60)
+    with pytest.raises(ValueError, match=r"head_memory.keys has shape \(50,\), config.json asks for \(60,\)"):
+        GraphMertModel.from_pretrained(tmp_path, head_memory_keys=60)
 
 
 @pytest.mark.parametrize(
     ("options", "field"),
     [
-        ({"head_memory_slots": -1}, "head_memory_slots"),
-        ({"head_memory_slots": True}, "head_memory_slots"),
-        ({"head_memory_slots": 10, "head_memory_size": 0}, "head_memory_size"),
-        ({"head_memory_size": 3.5}, "head_memory_size"),
+        ({"head_memory_keys": -1}, "head_memory_keys"),
+        ({"head_memory_keys": True}, "head_memory_keys"),
+        ({"head_memory_keys": 10, "head_memory_folds": 0}, "head_memory_folds"),
+        ({"head_memory_answers": 3.5}, "head_memory_answers"),
     ],
 )
 def test_impossible_sizes_are_refused(options, field):
     with pytest.raises(ValueError, match=f"{field} is .*, but it must be"):
         tiny_config(**options)
+
+
+def _counted(dataset, **options) -> dict[int, dict[str, list[int]]]:
+    """First tokens of tails by key and project, window by window."""
+    splits, _, tokenizer = load_chain_graphs(dataset)
+    windows, canonical = WindowDataset(splits["train"], tokenizer, **options), canonical_ids(tokenizer)
+    found = defaultdict(lambda: defaultdict(list))
+    for number in range(len(windows)):
+        item, project = windows[number], splits["train"]["project"][windows.file_index[number]]
+        firsts = item["leaf_ids"][item["leaf_length"].cumsum() - item["leaf_length"]].tolist()
+        names = ("head_start", "head_length", "relation", "reversed")
+        for start, length, relation, is_reversed, first in zip(
+            *(item[name].tolist() for name in names), firsts, strict=True
+        ):
+            for key in _keys(item["input_ids"][start : start + length].tolist(), relation, is_reversed):
+                found[key][project].append(int(canonical[first]))
+    return found
+
+
+@pytest.mark.parametrize("max_windows", [None, 5])
+def test_votes_are_those_of_projects(dataset, max_windows):
+    options = {"num_roots": 24, "leaves_per_root": 3, "max_windows": max_windows}
+    counted = _counted(dataset, **options)
+    splits, _, tokenizer = load_chain_graphs(dataset)
+    windows, projects = WindowDataset(splits["train"], tokenizer, **options), splits["train"]["project"]
+    fold_of = dict(zip(projects, folds_of(projects, 2).tolist(), strict=True))
+    assert set(fold_of.values()) == {0, 1}
+    sizes, num_cut = [], 0
+    for least in (1, 2):
+        expected = {key: found for key, found in counted.items() if len(found) >= least}
+        votes = count_votes(windows, projects, least, num_folds=2, num_answers=2)
+        assert votes["keys"].tolist() == sorted(expected)
+        assert votes["votes"].shape == votes["answers"].shape == (len(expected), 2, 2)
+        for row, key in enumerate(sorted(expected)):
+            for fold in range(2):
+                shares = Counter()
+                for project, firsts in expected[key].items():
+                    if fold_of[project] == fold:
+                        shares.update({first: firsts.count(first) / len(firsts) for first in set(firsts)})
+                assert votes["voters"][row, fold].item() == pytest.approx(sum(shares.values()))
+                kept = sorted(shares.values(), reverse=True)[:2]
+                num_cut += len(shares) > 2
+                assert votes["votes"][row, fold].tolist() == pytest.approx(kept + [0.0] * (2 - len(kept)))
+                for answer, share in zip(
+                    *(votes[name][row, fold].tolist() for name in ("answers", "votes")), strict=True
+                ):
+                    assert shares[answer] == pytest.approx(share)
+        sizes.append(len(expected))
+    assert sizes[0] > sizes[1] > 0 and (num_cut > 0 or max_windows)
+    with pytest.raises(
+        ValueError, match="head_memory_min_projects is 9, but no head stands in so many of the 4 projects"
+    ):
+        count_votes(windows, projects, 9)
+
+
+def test_folds_belong_to_names():
+    names = [f"project {number}" for number in range(400)]
+    folds = folds_of(names, 4)
+    assert folds_of(names[::-1], 4).tolist() == folds[::-1].tolist() and folds_of(["flask", "click"]).tolist() == [
+        2,
+        0,
+    ]
+    assert all(70 < count < 130 for count in np.bincount(folds, minlength=4))
+
+
+def test_pretraining_with_a_memory(dataset, tmp_path, capsys):
+    options = ["--dataset", dataset, *SMALL, "--mnm_target", "both"]
+    given = ["--head_memory_min_projects", "3"]
+    assert run(*options, *given, "--output_dir", tmp_path / "one") == 0
+    assert "head memory" in capsys.readouterr().out
+    memory = GraphMertForPreTraining.from_pretrained(tmp_path / "one").roberta.head_memory
+    counted = _counted(dataset, num_roots=48, leaves_per_root=3)
+    assert memory.keys.tolist() == sorted(key for key, found in counted.items() if len(found) >= 3)
+    assert memory.projection.abs().amax((1, 2)).min() > 0
+
+    # Training goes on with the memory of the checkpoint; there is no second one.
+    more = ["--base_model", tmp_path / "one", "--output_dir", tmp_path / "two"]
+    options = ["--dataset", dataset, *SMALL[8:], "--mnm_target", "both"]
+    assert run(*options, *more, *given) == 2
+    error = capsys.readouterr().err
+    assert "has a head memory already, which training goes on with: leave out --head_memory_min_projects" in error
+    assert run(*options, *more) == 0
+    again = GraphMertForPreTraining.from_pretrained(tmp_path / "two").roberta.head_memory
+    assert torch.equal(again.votes, memory.votes) and not torch.equal(again.projection, memory.projection)
+
+
+def test_windows_of_training_projects_know_their_fold(dataset, tmp_path):
+    def batches(*options):
+        arguments = [*SMALL, "--head_memory_min_projects", "1", *options]
+        arguments = ["--dataset", str(dataset), "--output_dir", str(tmp_path / "unused"), *arguments]
+        model_args, data_args, _, args = parse_arguments(arguments)
+        train, held_out, tokenizer, manifest = run_pretraining.open_dataset(model_args, data_args, args)
+        model = run_pretraining.build_model(
+            model_args, tokenizer, manifest, memory=run_pretraining.head_votes(model_args, train)
+        )
+        trainer = run_pretraining.build_trainer(model, model_args, data_args, args, tokenizer, train, held_out)
+        examples = [train[i] for i in range(len(train))]
+        folds = folds_of([train.projects[file] for file in train.file_index])
+        assert "memory_fold" not in trainer.eval_data_collator([held_out[0]])
+        return trainer.data_collator(examples), folds
+
+    compact, folds = batches("--layout", "compact")
+    assert len(set(folds)) > 1
+    for row, fold in enumerate(folds):
+        is_node = compact["attention_mask"][row] > 0
+        assert (compact["memory_fold"][row] == torch.where(is_node, fold, -1)).all()
+    packed, _ = batches("--layout", "packed")
+    expected = torch.tensor([*folds, -1])[packed["graph_ids"]]
+    assert torch.equal(packed["memory_fold"], expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--head_memory_min_projects", "-1"], "head_memory_min_projects is -1; it must be 0 or more"),
+        (["--head_memory_min_projects", "2", "--leaves_per_root", "0"], "belongs to the graph, but leaves_per_root 0"),
+        (["--head_memory_min_projects", "5"], "no head stands in so many of the 4 projects"),
+    ],
+)
+def test_wrong_options(dataset, tmp_path, capsys, options, message):
+    assert run("--dataset", dataset, "--output_dir", tmp_path / "out", *SMALL, *options) == 2
+    error = capsys.readouterr().err
+    assert message in error and len(error.strip().splitlines()) == 1
