@@ -36,11 +36,13 @@ from .configuration_graphmert import GraphMertConfig
 from .conversion_graphmert import ConversionReport, convert_roberta
 from .embedding_graphmert import CodeEmbeddingMixin
 from .graph_layers_graphmert import GraphDecay, HierarchicalGraphAttention, graph_distance
-from .head_memory_graphmert import UNUSED, HeadMemory
+from .head_memory_graphmert import UNUSED, Found, HeadMemory, MemoryHead
 from .lm_loss_graphmert import linear_cross_entropy
 from .loading_graphmert import CheckedLoading
 
 IGNORE_INDEX = -100
+# Each view of the head memory begins with a seventh of the LM head's weight.
+MEMORY_GATE_START = -2.0
 
 
 @dataclass
@@ -125,6 +127,9 @@ class GraphMertPreTrainedModel(CheckedLoading, RobertaPreTrainedModel):
             init.constant_(module.keys, UNUSED)
             for name in ("answers", "votes", "voters"):
                 init.zeros_(getattr(module, name))
+        elif isinstance(module, MemoryHead):
+            init.zeros_(module.weight)
+            init.copy_(module.bias, torch.tensor([0.0] + [MEMORY_GATE_START] * (len(module.bias) - 1)))
         elif isinstance(module, GraphDecay):
             init.constant_(module.offset, module.offset_init)
 
@@ -267,7 +272,7 @@ class GraphMertModel(CodeEmbeddingMixin, GraphMertPreTrainedModel, RobertaModel)
             self.config, shape, root_index, leaf_index, relation_ids, head_start, head_length, graph_ids
         )
         check_root_distance(self.config, shape, root_index, graph_ids, root_distance)
-        nodes = None
+        nodes = found = None
         if root_index is not None:
             leaf_index = torch.full_like(root_index, -1) if leaf_index is None else leaf_index
             real = _real_nodes(root_index, attention_mask, graph_ids)
@@ -291,8 +296,8 @@ class GraphMertModel(CodeEmbeddingMixin, GraphMertPreTrainedModel, RobertaModel)
                 asked = dict(root_index=root_index, relation_ids=relation_ids, relation_reversed=reverse)
                 asked |= dict(head_start=head_start, head_length=head_length)
                 places = (indices[name] for name in ("leaf_nodes", "head_pairs"))
-                table = self.embeddings.word_embeddings.weight
-                inputs_embeds = self.head_memory(inputs_embeds, table, token_ids, asked, *places, memory_fold)
+                found = self.head_memory.look_up(token_ids, asked, *places, memory_fold)
+                inputs_embeds = self.head_memory(inputs_embeds, self.embeddings.word_embeddings.weight, found)
             if self.leaf_slots is not None:
                 inputs_embeds = inputs_embeds + self.leaf_slots(leaf_index.clamp(min=0)) * is_leaf[:, :, None]
             token_type_ids = is_leaf.long() if token_type_ids is None else token_type_ids
@@ -322,6 +327,9 @@ class GraphMertModel(CodeEmbeddingMixin, GraphMertPreTrainedModel, RobertaModel)
         )
         if nodes is not None:
             self._by_graph(outputs, nodes, unpacked)
+        if found is not None and hasattr(outputs, "last_hidden_state"):
+            # For the head that names tails.
+            outputs.found = found
         return outputs
 
     def _by_graph(self, outputs, nodes_GP, unpacked: bool) -> None:
@@ -482,6 +490,8 @@ class GraphMertForPreTraining(GraphMertPreTrainedModel):
         self.lm_head = RobertaLMHead(config)
         self.relation_head = nn.Linear(config.hidden_size, config.num_relations)
         self.span_boundary_head = SpanBoundaryHead(config) if config.span_boundary else None
+        has_memory = self.roberta.head_memory is not None
+        self.memory_head = MemoryHead(config.hidden_size) if has_memory else None
         self.post_init()
 
     def get_output_embeddings(self):
@@ -563,7 +573,7 @@ class GraphMertForPreTraining(GraphMertPreTrainedModel):
             known = indices is not None and "labelled_nodes" in indices
             rows_M = indices["labelled_nodes"] if known else (labels != IGNORE_INDEX).flatten().nonzero().squeeze(1)
         logits, losses_M, predictions_M = self._predict_labels(
-            states_BND, labels, rows_M, sparse_prediction, fused_loss
+            states_BND, labels, rows_M, sparse_prediction, fused_loss, getattr(outputs, "found", None)
         )
         losses = {}
         if labels is not None or relation_labels is not None:
@@ -585,20 +595,44 @@ class GraphMertForPreTraining(GraphMertPreTrainedModel):
         return_dict = self.config.return_dict if return_dict is None else return_dict
         return output if return_dict else output.to_tuple()
 
-    def _predict_labels(self, states_BND, labels, rows_M, sparse_prediction, fused_loss):
+    def _predict_labels(
+        self, states_BND, labels, rows_M, sparse_prediction, fused_loss, found: Found | None
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
         """Logits as asked for, losses of the labelled nodes (M,), and their likeliest tokens with `fused_loss`."""
         labels_M = None if labels is None else labels.flatten()[rows_M]
         if fused_loss:
             # `RobertaLMHead` without its decoder.
             head, states_MD = self.lm_head, states_BND.flatten(0, 1).index_select(0, rows_M)
-            return None, *self._label_losses(head.layer_norm(F.gelu(head.dense(states_MD))), labels_M)
+            transformed_MD = head.layer_norm(F.gelu(head.dense(states_MD)))
+            losses_M, predictions_M = self._label_losses(transformed_MD, labels_M)
+            if found is not None:
+                answers, shares = found.at(rows_M, states_BND.shape[:2].numel())
+                given, _ = self.memory_head.gates(states_MD, shares)
+                decoder = (head.decoder.weight, head.decoder.bias)
+                predictions_M = self.memory_head.mix_predictions(
+                    transformed_MD, *decoder, losses_M, labels_M, predictions_M, answers, given
+                )
+                losses_M = self.memory_head.mix_losses(losses_M, labels_M, answers, given)
+            return None, losses_M, predictions_M
         if sparse_prediction:
-            logits = logits_MV = self.lm_head(states_BND.flatten(0, 1).index_select(0, rows_M))
+            logits = logits_MV = self._name_tails(states_BND, rows_M, found)
         else:
             logits = self.lm_head(states_BND)
+            if found is not None:
+                mixed = self._name_tails(states_BND, found.leaf_nodes, found)
+                logits = logits.to(mixed.dtype).flatten(0, 1).index_copy(0, found.leaf_nodes, mixed).view_as(logits)
             logits_MV = None if labels is None else logits.flatten(0, 1).index_select(0, rows_M)
         losses_M = None if labels is None else F.cross_entropy(_upcast(logits_MV), labels_M, reduction="none")
         return logits, losses_M, None
+
+    def _name_tails(self, states_BND, nodes_X, found: Found | None) -> torch.Tensor:
+        """Logits of some nodes, (X, V); at leaves mixed with what is known of their heads."""
+        states_XD = states_BND.flatten(0, 1).index_select(0, nodes_X)
+        logits_XV = self.lm_head(states_XD)
+        if found is None:
+            return logits_XV
+        answers, shares = found.at(nodes_X, states_BND.shape[:2].numel())
+        return self.memory_head.mix_logits(logits_XV, answers, *self.memory_head.gates(states_XD, shares))
 
     def _label_losses(self, transformed_MD, labels_M):
         decoder = self.lm_head.decoder
@@ -697,6 +731,7 @@ def parameter_counts(model: nn.Module) -> dict[str, int]:
         ("decay", "decay."),
         ("leaf slots", "leaf_slots."),
         ("head memory", "head_memory."),
+        ("memory head", "memory_head."),
         ("encoder layers", "encoder."),
         ("embeddings, other", "embeddings."),
         ("LM head", "lm_head."),
