@@ -177,7 +177,9 @@ def _mixed_by_hand(model, inputs) -> torch.Tensor:
 
 def test_tails_are_named_by_the_lm_head_and_the_memory():
     model = _knowing(tiny_model(GraphMertForPreTraining, **_options(), mnm_target="both"), graphs())
-    model.roberta.head_memory.float()
+    memory = model.roberta.head_memory.float()
+    # Some views of a head have votes, others none.
+    memory.votes[::3], memory.voters[::3] = 0, 0
     inputs = batch()
     expected, nodes = _mixed_by_hand(model, inputs), inputs["attention_mask"] > 0
     torch.testing.assert_close(expected.sum(-1), torch.ones_like(expected[:, :, 0]), rtol=1e-6, atol=1e-6)
