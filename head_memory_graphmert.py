@@ -59,8 +59,7 @@ class HeadMemory(nn.Module):
 
     votes_v(w): how many training projects have a fact whose key (relation, direction, view v of the head) is the leaf's and
     whose tail begins with the word piece w; a project with several such pieces splits its vote. E are the word embeddings.
-    Layers learn what is common to many names; what is known of one name alone needs a place that no other name
-    changes.
+    Layers learn what is common to many names; what is known of one name alone needs a place that no other name changes.
 
     What is looked up while training must be worth what it is worth on projects that are not trained on, or the model learns
     to trust it too much. So votes are kept by fold, a group of projects, and a window of a training project sees those of
