@@ -124,7 +124,7 @@ class GraphMertCollator:
     `attention_mask`, `token_type_ids`, `root_index`, `leaf_index`, `relation_ids`, `relation_reversed`, `head_start`,
     `head_length`, `labels`, `relation_labels`; "packed" adds `graph_ids`, the number of the node's window among the
     examples, -1 for padding. Root i of a window is its i-th node: in column i, where rows are windows. `relation_labels`
-    holds one label for each hidden relation, at the first leaf of its fact. Windows that know the `fold` of their project add
+    holds one label for each hidden relation, at the first leaf of its fact. Windows that know their project's `fold` add
     `memory_fold`, -1 for padding. Windows with edges between roots (`WindowDataset`'s `edge_relations`) add `root_distance`,
     int16 `(G, R, R)`, shortest paths between roots. `statistics` counts what was masked, hidden and dropped.
 
