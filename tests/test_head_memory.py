@@ -486,6 +486,16 @@ def test_pretraining_with_a_memory(dataset, tmp_path, capsys):
     assert torch.equal(again.votes, memory.votes) and not torch.equal(again.projection, memory.projection)
 
 
+def test_a_run_is_not_resumed_with_another_memory(dataset, tmp_path, capsys):
+    options = ["--dataset", dataset, "--output_dir", tmp_path / "out", *SMALL, "--mnm_target", "both"]
+    options += ["--save_strategy", "steps", "--save_steps", "1"]
+    assert run(*options, "--head_memory_min_projects", "3", "--max_steps", "1") == 0
+    capsys.readouterr()
+    assert run(*options, "--head_memory_min_projects", "1", "--max_steps", "2", "--resume", "auto") == 2
+    assert "was trained with head_memory_keys=" in capsys.readouterr().err
+    assert run(*options, "--head_memory_min_projects", "3", "--max_steps", "2", "--resume", "auto") == 0
+
+
 def test_windows_of_training_projects_know_their_fold(dataset, tmp_path):
     def batches(*options):
         arguments = [*SMALL, "--head_memory_min_projects", "1", *options]
