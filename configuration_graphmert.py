@@ -112,7 +112,7 @@ class GraphMertConfig(RobertaConfig):
     decay_base: float = 0.6
     decay_offset_init: float = 1.0
     leaf_position: str = "root_slot"
-    mnm_target: str = "relation"
+    mnm_target: str = "both"
     mlm_weight: float = 0.6
     mnm_weight: float = 0.4
     span_boundary: bool = False

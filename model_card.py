@@ -7,7 +7,7 @@ from urllib.parse import quote
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from .code_graph import RELATIONS
-from .run_summary import environment, held_out_rows
+from .run_summary import environment, held_out_rows, names_of_facts
 
 CARD_NAME = "README.md"
 DEFAULT_LICENSE = "apache-2.0"
@@ -176,17 +176,19 @@ def model_card(facts: ModelFacts, language=None, tags=None, datasets=None) -> Mo
 
 def eval_results(facts: ModelFacts) -> list[EvalResult]:
     """The held-out figures as entries of the Hub's model-index; figures that are not finite are left out."""
-    figures = {name.removeprefix("eval_"): value for name, value in (facts.evaluation or {}).items()}
-    relation = "mnm_relation" if "mnm_relation_accuracy" in figures else "mnm"
+    figures = facts.evaluation or {}
+    relation, tail = names_of_facts(figures)
     wanted = [
         ("fill-mask", "Masked tokens", "mlm_loss", "loss", "MLM loss (nats)"),
         ("fill-mask", "Masked tokens", "mlm_accuracy", "accuracy", "MLM accuracy"),
     ]
-    if f"{relation}_macro_f1" in figures:
+    if relation is not None:
         wanted += [
             ("graph-ml", "Masked relations", f"{relation}_accuracy", "accuracy", "relation accuracy"),
             ("graph-ml", "Masked relations", f"{relation}_macro_f1", "f1", "relation macro-F1"),
         ]
+    if tail is not None:
+        wanted.append(("graph-ml", "Masked tails", f"{tail}_accuracy", "accuracy", "tail accuracy"))
     datasets = _hub_datasets(facts.manifest)
     projects = (facts.manifest or {}).get("splits", {}).get("validation", {}).get("projects", [])
     dataset = {
@@ -199,7 +201,7 @@ def eval_results(facts: ModelFacts) -> list[EvalResult]:
     return [
         EvalResult(task_type=task, task_name=title, metric_type=kind, metric_name=label, metric_value=value, **dataset)
         for task, title, name, kind, label in wanted
-        if isinstance(value := figures.get(name), int | float) and math.isfinite(value)
+        if isinstance(value := figures.get(f"eval_{name}"), int | float) and math.isfinite(value)
     ]
 
 
@@ -247,12 +249,15 @@ def _results(facts: ModelFacts) -> str:
             ]
             texts.append(_table(("figure", "who", "all", *parts), best, numbers=3))
     figures = facts.evaluation or {}
-    relation = "mnm_relation" if "eval_mnm_relation_accuracy" in figures else "mnm"
-    if figures.get("eval_mlm_count"):
-        counts = [f"{int(figures['eval_mlm_count']):,} masked tokens"]
-        if f"eval_{relation}_macro_f1" in figures:
-            counts.append(f"{int(figures[f'eval_{relation}_count']):,} masked relations")
-        texts.append(f"One seed, measured on {' and '.join(counts)} at step {figures.get('step', facts.step):,}.")
+    relation, tail = names_of_facts(figures)
+    counted = (("mlm", "masked tokens"), (relation, "masked relations"), (tail, "tokens of masked tails"))
+    counts = [
+        f"{int(figures[f'eval_{name}_count']):,} {what}" for name, what in counted if figures.get(f"eval_{name}_count")
+    ]
+    if counts:
+        *first, last = counts
+        listed = " and ".join([", ".join(first), last] if first else [last])
+        texts.append(f"One seed, measured on {listed} at step {figures.get('step', facts.step):,}.")
     texts.append(
         "Model and baselines are scored on the same masks. The unigram baseline knows how often each token occurs; the "
         "lookups count in the training windows and back off to the majority."

@@ -78,7 +78,7 @@ class ModelArguments:
         },
     )
     mnm_target: str = field(
-        default="relation",
+        default="both",
         metadata={"help": "What masked node modelling predicts.", "choices": ["relation", "tail", "both"]},
     )
     mlm_weight: float = field(default=0.6, metadata={"help": "Weight of the masked-language-modelling loss."})
@@ -167,7 +167,13 @@ class DataArguments:
         default=None, metadata={"help": "With layout compact or packed: pad rows to a multiple of so many nodes."}
     )
     mlm_probability: float = field(default=0.15, metadata={"help": "Share of a window's tokens that are masked."})
-    mnm_probability: float = field(default=0.15, metadata={"help": "Share of a window's facts that are masked."})
+    mnm_probability: float = field(
+        default=0.3,
+        metadata={
+            "help": "Share of a window's facts that are masked; with mnm_target both, so many lose their relation and as "
+            "many others their tail."
+        },
+    )
     mnm_window_probability: float = field(
         default=1.0,
         metadata={

@@ -106,6 +106,7 @@ def main(argv: list[str] | None = None) -> int:
         checkpoint = prepare_output_dir(run_args, args)
         check_edge_relations(model_args, data_args)
         check_head_memory(model_args)
+        check_loss_weights(model_args, data_args, args)
         train_windows, eval_windows, tokenizer, manifest = open_dataset(model_args, data_args, args)
         set_seed(args.seed)
         options = {
@@ -475,6 +476,20 @@ def check_head_memory(model_args: ModelArguments) -> None:
         raise ValueError("head_memory_min_projects belongs to the graph, but leaves_per_root 0 switches it off")
 
 
+def check_loss_weights(model_args: ModelArguments, data_args: DataArguments, args: GraphMertTrainingArguments) -> None:
+    """Refuse weights that move to masked tokens where none are masked.
+
+    Raises:
+        ValueError: names the options.
+    """
+    final = args.final_mnm_weight
+    if final is not None and data_args.mlm_probability == 0 and final < model_args.mnm_weight:
+        raise ValueError(
+            f"the weight of masked facts falls from {model_args.mnm_weight:g} to {final:g} over the training, but "
+            f"mlm_probability is 0 and nothing else is learned: give --final_mnm_weight {model_args.mnm_weight:g}"
+        )
+
+
 def is_graphmert(base_model: str) -> bool:
     """Whether a checkpoint says in its configuration that it is one of GraphMERT.
 
@@ -641,10 +656,19 @@ def describe_run(say, trainer: GraphMertTrainer, model, train_windows, eval_wind
         f"device(s), warm-up {args.get_warmup_steps(steps):,}, {'bfloat16' if args.bf16 else 'float32'}"
     )
     config = model.config
+    fall = 0.0 if args.final_mnm_weight is None else config.mnm_weight - args.final_mnm_weight
+    say(
+        f"loss weights        {_from_to(config.mlm_weight, config.mlm_weight + fall):>12}   masked tokens; masked facts "
+        f"({config.mnm_target}) {_from_to(config.mnm_weight, config.mnm_weight - fall)}"
+    )
     say(
         f"layout              {trainer.data_collator.layout:>12}   attention: {config._attn_implementation}, dropout on its "
         f"weights {config.attention_probs_dropout_prob:g}"
     )
+
+
+def _from_to(first: float, last: float) -> str:
+    return f"{first:g}" if first == last else f"{first:g} to {last:g}"
 
 
 def save_results(trainer: GraphMertTrainer, data_args: DataArguments, args: GraphMertTrainingArguments) -> None:

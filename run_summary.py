@@ -66,7 +66,7 @@ def held_out_rows(
     Returns:
         (figure, who, [all, first part, second part]); parts are tokens in a leaf or not, tails visible or not.
     """
-    relation = "mnm_relation" if "eval_mnm_relation_accuracy" in metrics else "mnm"
+    relation, tail = names_of_facts(metrics)
 
     def model(name: str, parts: tuple[str, str]) -> list[float | None]:
         return [metrics.get(f"eval_{name}{suffix}") for suffix in ("", *parts)]
@@ -75,16 +75,29 @@ def held_out_rows(
     if unigram is not None:
         rows.append(("MLM loss (nats)", "unigram", [unigram.get(f"loss{suffix}") for suffix in ("", *_TOKEN_PARTS)]))
     rows.append(("MLM accuracy", "model", model("mlm_accuracy", _TOKEN_PARTS)))
-    if f"eval_{relation}_macro_f1" in metrics:
+    if relation is not None:
         for figure, name in (("relation accuracy", "accuracy"), ("relation macro-F1", "macro_f1")):
             rows.append((figure, "model", model(f"{relation}_{name}", _FACT_PARTS)))
             for who, scores in (lookups or {}).items():
                 rows.append((figure, who, [scores.get(f"{name}{suffix}") for suffix in ("", *_FACT_PARTS)]))
-    tail = "mnm_tail" if relation == "mnm_relation" else "mnm"
-    if relation == "mnm_relation" or "eval_mnm_macro_f1" not in metrics:
+    if tail is not None:
         for figure, name in (("tail loss (nats)", f"{tail}_loss"), ("tail accuracy", f"{tail}_accuracy")):
             rows.append((figure, "model", model(name, _FACT_PARTS)))
     return [row for row in rows if row[2][0] is not None]
+
+
+def names_of_facts(metrics: dict) -> tuple[str | None, str | None]:
+    """How the figures of relations and those of tails begin, after `eval_`; None where there are none.
+
+    A model that predicts one of the two calls it `mnm`.
+
+    Args:
+        metrics: figures of `GraphMertTrainer.evaluate`, with prefix `eval_`.
+    """
+    relation = next((name for name in ("mnm_relation", "mnm") if f"eval_{name}_macro_f1" in metrics), None)
+    if "eval_mnm_tail_accuracy" in metrics:
+        return relation, "mnm_tail"
+    return relation, "mnm" if relation is None and "eval_mnm_accuracy" in metrics else None
 
 
 def format_table(rows: list[tuple[str, str, list[float | None]]]) -> str:

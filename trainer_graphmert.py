@@ -65,10 +65,11 @@ class GraphMertTrainingArguments(TrainingArguments):
     )
     max_grad_norm: float = field(default=1.0, metadata={"help": "Gradients are clipped to this norm."})
     final_mnm_weight: float | None = field(
-        default=None,
+        default=0.0,
         metadata={
             "help": "Weight of the MNM loss at the last step: it changes linearly from the model's `mnm_weight`, and the "
-            "weight of the MLM loss takes up the difference. Left out: both stay as they are."
+            "weight of the MLM loss takes up the difference. The value of `mnm_weight`, or null in a file: both stay as "
+            "they are."
         },
     )
     bf16: bool | None = field(

@@ -104,6 +104,9 @@ def _identity(model: dict, data: dict, training: dict) -> dict:
         values.update({name: given.get(name, default) for name, default in defaults.items() if name not in _NO_FIGURE})
     defaults = {option.name: option.default for option in fields(GraphMertTrainingArguments)}
     values.update({name: training.get(name, defaults.get(name)) for name in _TRAINING_FIGURE})
+    # Weights of runs older than the option stayed as they were.
+    final_mnm_weight = training.get("final_mnm_weight")
+    values["final_mnm_weight"] = values["mnm_weight"] if final_mnm_weight is None else final_mnm_weight
     if values["data_seed"] is None:
         values["data_seed"] = values["seed"]
     if (values["max_steps"] or 0) > 0:

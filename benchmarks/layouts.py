@@ -18,6 +18,7 @@ from ..configuration_graphmert import GraphMertConfig
 from ..modeling_graphmert import GraphMertForPreTraining
 from ..trainer_graphmert import EpochSampler
 from .record import text_table, write_record
+from .training_speed import SETUP_SHEET_FACTS
 
 # Name: layout, attention backend, whether windows of similar length come together.
 ARMS = {
@@ -75,14 +76,14 @@ def batches(windows: WindowDataset, tokenizer, arm: str, args: argparse.Namespac
     if grouped:
         # As `train_sampling_strategy="group_by_length"` does with eight batches in an optimizer step.
         rest = rest[list(EpochSampler(len(rest), args.seed, windows.lengths[rest], 8 * args.batch_size))]
-    collator = GraphMertCollator(tokenizer, layout=layout)
+    collator = GraphMertCollator(tokenizer, layout=layout, **SETUP_SHEET_FACTS)
     parts = np.split(np.concatenate([first, rest]), args.rounds + 1)
     return [collator([windows[int(i)] for i in part]) for part in parts]
 
 
 def collator_speed(windows: WindowDataset, tokenizer, layout: str, with_indices: bool, batch_size: int) -> float:
     """Windows that one worker makes batches of in a second of processor time, reading them included."""
-    collator = GraphMertCollator(tokenizer, layout=layout, with_indices=with_indices)
+    collator = GraphMertCollator(tokenizer, layout=layout, with_indices=with_indices, **SETUP_SHEET_FACTS)
     rates = []
     for start in range(0, len(windows) - batch_size + 1, batch_size):
         before = time.process_time()
@@ -122,6 +123,7 @@ def training_times(data: dict[str, list[dict]], args: argparse.Namespace) -> dic
     """Seconds of each step, by arm, the arms taking turns."""
     torch.manual_seed(0)
     config = GraphMertConfig(
+        mnm_target="relation",
         vocab_size=args.vocab_size,
         hidden_size=args.hidden_size,
         num_hidden_layers=args.layers,

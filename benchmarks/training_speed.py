@@ -36,6 +36,8 @@ from .checks import NotEquivalentError, require_equivalence
 from .record import commit, resident_memory, text_table, write_record
 
 PARTS = ("memory", "steps", "curve")
+SETUP_SHEET_FACTS = {"mnm_target": "relation", "mnm_probability": 0.15}
+"""What the setup sheet masks of the graph."""
 ARMS = (
     "roberta padded",
     "roberta",
@@ -102,14 +104,16 @@ def build_model(arm: str, args: argparse.Namespace, vocab_size: int, num_roots: 
     if arm == "graph-free packed":
         sizes |= {"use_hgat": False, "decay_mode": None}
     if not arm.startswith("roberta"):
-        return GraphMertForPreTraining(GraphMertConfig(num_roots=num_roots, **sizes)).train()
+        return GraphMertForPreTraining(GraphMertConfig(num_roots=num_roots, mnm_target="relation", **sizes)).train()
     return RobertaForMaskedLM(RobertaConfig(type_vocab_size=1, **sizes)).train()
 
 
 def arm_batch(arm: str, examples: list[dict], tokenizer, num_roots: int = 128) -> dict:
     """The arm's inputs for the same windows; a plain model gets the nodes' tokens without their graph."""
     layout = arm.split()[-1] if arm.endswith(("packed", "padded")) else "compact"
-    collator = GraphMertCollator(tokenizer, num_roots=num_roots, layout=layout, masked_span_leaves="hide")
+    collator = GraphMertCollator(
+        tokenizer, num_roots=num_roots, layout=layout, masked_span_leaves="hide", **SETUP_SHEET_FACTS
+    )
     batch = collator(examples)
     if not arm.startswith("roberta"):
         return batch

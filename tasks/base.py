@@ -424,6 +424,7 @@ class TaskContext:
             "num_relations": self.config.num_relations,
             "mlm_probability": 0.0,
             "mnm_probability": 0.0,
+            "mnm_target": "relation",
             "seed": self.arguments.seed,
             "diagnostics": True,
         }

@@ -20,6 +20,7 @@ training:
   intermediate_size: 32
   num_roots: 48
   leaves_per_root: 3
+  mnm_target: relation
   max_steps: 4
   per_device_train_batch_size: 4
   gradient_accumulation_steps: 1

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from ablation_runs import ROWS, SETTING, finish, summary_of, tiny_runs, write_setting
 
 from graphmert.ablations.__main__ import main
@@ -240,6 +241,14 @@ def test_runs_are_told_apart_by_what_decides_their_figures(tmp_path):
     # The order of the whole graph is its own order.
     summary["arguments"]["data"]["order_leaves_per_root"] = None
     assert identity_of_summary(summary) == wanted
+    # Before the weights could move they stayed.
+    del summary["arguments"]["training"]["final_mnm_weight"]
+    assert differences(wanted, identity_of_summary(summary)) == {"final_mnm_weight": (0, 0.4)}
+    for constant in (None, 0.4):
+        config = yaml.safe_load((full.directory / "config.yaml").read_text()) | {"final_mnm_weight": constant}
+        (tmp_path / "constant.yaml").write_text(yaml.safe_dump(config))
+        assert identity_of_summary(summary) == identity_of_config(tmp_path / "constant.yaml")
+    summary["arguments"]["training"]["final_mnm_weight"] = 0.0
     summary["arguments"]["model"]["hgat_init"] = "normal"
     assert differences(wanted, identity_of_summary(summary)) == {"hgat_init": ("zeros", "normal")}
     # Without leaves nothing reads the options of leaves.
@@ -319,8 +328,9 @@ def test_shipped_settings_are_valid(name, tmp_path):
         assert row.description.endswith("."), row.name
         assert (
             not same
-            or row.name in ("mnm_relation", "masked_span_drop", "mnm_015", "leaf_at_slot")
+            or row.name in ("mnm_relation", "masked_span_drop", "mnm_015", "leaf_at_slot", "constant_weights")
             or "graph_off" in row.name
+            or "facts_first" in row.name
         ), row.name
 
 

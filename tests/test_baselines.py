@@ -24,7 +24,7 @@ class Windows(list):
 
 
 def collator(**options):
-    return GraphMertCollator(tiny_tokenizer(), num_roots=40, diagnostics=True, **options)
+    return GraphMertCollator(tiny_tokenizer(), num_roots=40, mnm_target="relation", diagnostics=True, **options)
 
 
 def test_lookups_answer_from_their_own_keys():

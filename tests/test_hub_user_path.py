@@ -140,8 +140,9 @@ def check_card(card: ModelCard, summary: dict, dataset: Path) -> None:
     assert measured == {
         "MLM loss (nats)": held_out["mlm_loss"],
         "MLM accuracy": held_out["mlm_accuracy"],
-        "relation accuracy": held_out["mnm_accuracy"],
-        "relation macro-F1": held_out["mnm_macro_f1"],
+        "relation accuracy": held_out["mnm_relation_accuracy"],
+        "relation macro-F1": held_out["mnm_relation_macro_f1"],
+        "tail accuracy": held_out["mnm_tail_accuracy"],
     }
     assert card.data.license == "apache-2.0" and card.data.library_name == "transformers"
     for who, scores in summary["lookups"].items():
@@ -156,9 +157,12 @@ def check_card(card: ModelCard, summary: dict, dataset: Path) -> None:
     assert manifest["sources"][0]["spec"] not in card.text and "| a directory |" in card.text
     for name in manifest["relation_names"]:
         assert f"`{name}`" in card.text
-    for text in ("learning_rate | 0.0004 |", "| mnm_probability | 0.15 |", "| optimizer steps | 4 of 4 |"):
+    for text in ("learning_rate | 0.0004 |", "| mnm_probability | 0.3 |", "| optimizer steps | 4 of 4 |"):
         assert text in card.text
-    counts = f"{held_out['mlm_count']:,} masked tokens and {held_out['mnm_count']:,} masked relations at step 4."
+    tokens, relations, tails = (held_out[f"{name}_count"] for name in ("mlm", "mnm_relation", "mnm_tail"))
+    counts = (
+        f"{tokens:,} masked tokens, {relations:,} masked relations and {tails:,} tokens of masked tails at step 4."
+    )
     assert counts in card.text
     assert f"torch {torch.__version__}" in card.text and "Training in progress" not in card.text
 

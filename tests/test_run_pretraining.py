@@ -1,5 +1,6 @@
 """The pretraining program from a data set to a summary, and what it says to wrong input."""
 
+import inspect
 import json
 import os
 import re
@@ -15,8 +16,10 @@ from transformers import AutoModelForPreTraining, AutoTokenizer, RobertaConfig, 
 
 import run_pretraining
 from graphmert.chain_graphs.build import BuildArguments, build_chain_graphs
+from graphmert.collator import GraphMertCollator
+from graphmert.configuration_graphmert import GraphMertConfig
 from graphmert.pretraining_arguments import parse_arguments
-from graphmert.run_summary import format_table, held_out_rows
+from graphmert.run_summary import format_table, held_out_rows, names_of_facts
 from graphmert.trainer_graphmert import GraphMertTrainer, NonFiniteLossError
 
 ROOT = Path(__file__).parent.parent
@@ -121,6 +124,7 @@ def test_run_leaves_a_model_a_summary_and_a_plot(finished, dataset):
     output, printed = finished
     assert "parameters" in printed and "relation head" in printed
     assert "facts placed" in printed and "optimizer steps" in printed
+    assert re.search(r"loss weights +0.6 to 1   masked tokens; masked facts \(both\) 0.4 to 0\n", printed)
     assert re.search(r"layout +packed ", printed)
     summary = json.loads((output / "summary.json").read_text())
     rows = {(row["figure"], row["who"]): row["values"] for row in summary["table"]}
@@ -133,7 +137,7 @@ def test_run_leaves_a_model_a_summary_and_a_plot(finished, dataset):
         assert f"relation accuracy     {who}" in printed
     # The baselines are measured on the same masks as the model.
     assert summary["unigram"]["num_tokens_masked"] == summary["held_out"]["mlm_count"]
-    assert summary["lookups"]["majority"]["num_relations_masked"] == summary["held_out"]["mnm_count"]
+    assert summary["lookups"]["majority"]["num_relations_masked"] == summary["held_out"]["mnm_relation_count"]
     assert summary["arguments"]["training"]["seed"] == 42 and summary["environment"]["versions"]["torch"]
     assert summary["parameters"]["total"] == sum(v for k, v in summary["parameters"].items() if k != "total")
     assert (output / "loss.png").read_bytes().startswith(b"\x89PNG")
@@ -373,7 +377,9 @@ def test_setup_sheet_gives_the_sheet():
     model, data, _, args = parse_arguments([str(ROOT / "configs" / "setup_sheet.yaml"), "--use_cpu"])
     assert (model.num_roots, model.leaves_per_root, model.mlm_weight, model.mnm_weight) == (128, 7, 0.6, 0.4)
     assert (model.decay_base, model.decay_offset_init, model.relation_dropout, model.dropout) == (0.6, 1.0, 0.3, 0.1)
-    assert (data.mlm_probability, data.mnm_probability) == (0.15, 0.15)
+    assert (data.mlm_probability, data.mnm_probability, model.mnm_target) == (0.15, 0.15, "relation")
+    # The weights stay.
+    assert args.final_mnm_weight == model.mnm_weight
     assert (args.num_train_epochs, args.per_device_train_batch_size, args.gradient_accumulation_steps) == (25, 32, 2)
     assert (args.learning_rate, args.min_learning_rate, args.warmup_steps) == (4e-4, 1e-5, 0.1)
     assert model.leaf_position == "slot"
@@ -404,6 +410,25 @@ def test_wrong_arguments(tmp_path, capsys):
         assert message in error_of(capsys, *arguments)
 
 
+def test_default_recipe_is_facts_first_words_last():
+    model, data, _, args = parse_arguments(["--sources", "stdlib", "--use_cpu"])
+    assert (model.mnm_target, data.mnm_probability, model.mnm_weight, args.final_mnm_weight) == ("both", 0.3, 0.4, 0)
+    collator = inspect.signature(GraphMertCollator).parameters
+    assert collator["mnm_probability"].default == data.mnm_probability
+    assert collator["mnm_target"].default == GraphMertConfig().mnm_target == model.mnm_target
+
+
+def test_weights_that_move_to_masked_tokens_need_some(dataset, tmp_path, capsys):
+    options = ["--dataset", dataset, "--output_dir", tmp_path / "out", *SMALL, "--mlm_probability", "0"]
+    options += ["--mlm_weight", "0", "--mnm_weight", "1"]
+    assert run_pretraining.main(list(map(str, options))) == 2
+    captured = capsys.readouterr().err
+    assert "falls from 1 to 0" in captured and "give --final_mnm_weight 1" in captured
+    assert not (tmp_path / "out").exists()
+    assert run_pretraining.main(list(map(str, [*options, "--final_mnm_weight", "1", "--max_steps", "1"]))) == 0
+    assert re.search(r"loss weights +0   masked tokens; masked facts \(both\) 1\n", capsys.readouterr().out)
+
+
 def test_help_explains_every_option(capsys):
     with pytest.raises(SystemExit) as stop:
         run_pretraining.main(["--help"])
@@ -422,3 +447,24 @@ def test_table_leaves_out_what_was_not_measured():
         ("MLM accuracy", "model", [0.5, None, None]),
     ]
     assert format_table(rows).splitlines()[1].split() == ["MLM", "loss", "(nats)", "model", "2.0000", "1.0000", "-"]
+
+
+@pytest.mark.parametrize(
+    ("metrics", "names"),
+    [
+        ({"eval_mnm_accuracy": 0.5, "eval_mnm_macro_f1": 0.4}, ("mnm", None)),
+        ({"eval_mnm_accuracy": 0.5}, (None, "mnm")),
+        (
+            {"eval_mnm_relation_accuracy": 0.5, "eval_mnm_relation_macro_f1": 0.4, "eval_mnm_tail_accuracy": 0.3},
+            ("mnm_relation", "mnm_tail"),
+        ),
+        # Relations and tails were to be predicted, and no relation was hidden.
+        ({"eval_mnm_tail_accuracy": 0.3, "eval_mnm_loss": 2.0}, (None, "mnm_tail")),
+        ({"eval_mlm_loss": 2.0}, (None, None)),
+    ],
+)
+def test_table_finds_relations_and_tails_by_their_names(metrics, names):
+    assert names_of_facts(metrics) == names
+    figures = {figure for figure, _, _ in held_out_rows(metrics, None, None)}
+    assert ("relation accuracy" in figures) == (names[0] is not None)
+    assert ("tail accuracy" in figures) == (names[1] is not None)

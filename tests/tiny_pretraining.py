@@ -58,13 +58,14 @@ def tiny_model(seed: int = 0, **options) -> GraphMertForPreTraining:
         "attention_probs_dropout_prob": 0.0,
         "relation_dropout": 0.0,
         "pad_token_id": tiny_tokenizer().pad_token_id,
+        "mnm_target": "relation",
     }
     return GraphMertForPreTraining(GraphMertConfig(**{**values, **options}))
 
 
 def tiny_collator(**options) -> GraphMertCollator:
     values = {"num_roots": NUM_ROOTS, "leaves_per_root": LEAVES, "mlm_probability": 0.3, "mnm_probability": 0.4}
-    values["masked_span_leaves"] = "keep"
+    values |= {"masked_span_leaves": "keep", "mnm_target": "relation"}
     return GraphMertCollator(tiny_tokenizer(), **{**values, **options})
 
 
@@ -79,6 +80,7 @@ def tiny_arguments(output_dir, **options) -> GraphMertTrainingArguments:
         "eval_strategy": "no",
         "disable_tqdm": True,
         "use_cpu": True,
+        "final_mnm_weight": None,
     }
     return GraphMertTrainingArguments(output_dir=str(output_dir), **{**values, **options})
 
