@@ -62,7 +62,6 @@ _TRAINING_FIGURE = (
     "weight_decay",
     "max_grad_norm",
     "train_sampling_strategy",
-    "final_mnm_weight",
     "optim",
     "adam_beta1",
     "adam_beta2",

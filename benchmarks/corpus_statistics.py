@@ -137,12 +137,11 @@ def lookup_figures(train_windows, heldout_windows, tokenizer) -> dict[str, dict]
     from ..chain_graphs.baselines import relation_baselines
     from ..code_graph import RELATION_NAMES
     from ..collator import GraphMertCollator
+    from .training_speed import SETUP_SHEET_FACTS
 
-    # The masks of the setup sheet.
     collator = GraphMertCollator(
         tokenizer,
-        mnm_target="relation",
-        mnm_probability=0.15,
+        **SETUP_SHEET_FACTS,
         num_roots=heldout_windows.num_roots,
         leaves_per_root=heldout_windows.leaves_per_root,
         num_relations=len(RELATION_NAMES),
