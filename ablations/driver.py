@@ -282,6 +282,8 @@ class Driver:
         command = [*self.tasks_command, *names, "--model", str(run.model_dir)]
         training = self.arguments.training_dataset or self.arguments.dataset
         command += ["--dataset", str(self.arguments.heldout), "--training-dataset", str(training)]
+        # Beside the runs of all rows, which are judged beside the same lookups.
+        command += ["--cache-dir", str(run.directory.parent.parent / "_counted")]
         command += ["--output", str(whole), "--save-examples"]
         for name, value in options.items():
             values = value if isinstance(value, list) else [value]

@@ -18,8 +18,8 @@ A task is a module `tasks/NAME.py` with a class `TASK`, a subclass of `Task`:
     TASK = CodeSearch
 
 `context` opens what it is asked for once: `model()`, `tokenizer`, `test` and `training` corpora, `windows(...)`,
-`collator(...)`, `batches(lengths)`, `progress(...)`, `generator(...)`. A checkpoint that cannot do a task makes it raise
-`NotApplicable`; the report then says so in place of figures. Everything depends on `arguments.seed` alone.
+`counted(...)`, `collator(...)`, `batches(lengths)`, `progress(...)`, `generator(...)`. A checkpoint that cannot do a task
+makes it raise `NotApplicable`; the report then says so in place of figures. Everything depends on `arguments.seed` alone.
 """
 
 import hashlib
@@ -28,12 +28,12 @@ import json
 import re
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
@@ -57,6 +57,10 @@ from .corpora import (
     shared_projects,
     training_manifest_of,
 )
+from .counted import kept_table
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 logger = logging.get_logger(__name__)
 
@@ -109,6 +113,12 @@ class TaskArguments:
     save_examples: bool = field(
         default=False,
         metadata={"help": "Also save what each example gave, in OUTPUT's name with .NAME.npz in the end."},
+    )
+    cache_dir: str | None = field(
+        default=None,
+        metadata={
+            "help": "Keep what the lookups count in a corpus here, for the next checkpoint that is judged on the same."
+        },
     )
 
     def __post_init__(self):
@@ -376,6 +386,17 @@ class TaskContext:
         if key not in self._windows:
             self._windows[key] = WindowDataset(corpus.rows, self.tokenizer, progress=self.show_progress, **options)
         return self._windows[key]
+
+    def counted(self, name: str, corpus: Corpus, count: Callable[[WindowDataset], "pd.DataFrame"]) -> "pd.DataFrame":
+        """What lookups count in all windows of a corpus; with --cache-dir counted once (`counted.kept_table`).
+
+        Args:
+            name: of the table.
+            corpus: `test` or `training`.
+            count: makes the table of the windows; they are cut only where it has to.
+        """
+        described_by = {"corpus": corpus.fingerprint, "splits": corpus.splits, "windows": self.window_options()}
+        return kept_table(self.arguments.cache_dir, name, described_by, lambda: count(self.windows(corpus)))
 
     def windows_of_sources(self, sources: Sequence[str], language: str = "python", **options) -> WindowDataset:
         """Windows of texts that are extracted and linked here, for instance of single functions.

@@ -54,6 +54,10 @@ class MaskedLanguageModelOptions:
         metadata={"help": "Leaf slots per root of the graph that tells tokens apart, whatever the model is given."},
     )
     mlm_share: float = field(default=0.15, metadata={"help": "Share of a window's tokens that are masked."})
+    mlm_controls: bool = field(
+        default=True,
+        metadata={"help": "Score a checkpoint with leaves before changed leaves too: four times as long."},
+    )
 
 
 class MaskedLanguageModel(Task):
@@ -82,9 +86,11 @@ class MaskedLanguageModel(Task):
         scores = {}
         if context.use_graph:
             own = context.windows(context.test, limit, num_roots=options.mlm_roots)
-            conditions = {"model": {}, SHUFFLED: {}, HIDDEN: {}, REMOVED: {}}
-            if trained["masked_span_leaves"] != "drop":
-                conditions[DROPPED] = {"masked_span_leaves": "drop"}
+            conditions = {"model": {}}
+            if options.mlm_controls:
+                conditions |= {SHUFFLED: {}, HIDDEN: {}, REMOVED: {}}
+                if trained["masked_span_leaves"] != "drop":
+                    conditions[DROPPED] = {"masked_span_leaves": "drop"}
             for condition, change in conditions.items():
                 batches = GraphBatches(context, options, own, condition, {**trained, **change})
                 scores[condition] = score(context, batches, windows, targets, condition)

@@ -59,7 +59,7 @@ class RelationPrediction(Task):
         )
         found = predict_relations(context, windows, collator)
         log_p, gold, visible = found.pop("log_p"), found["relation"].tolist(), found["visible"].tolist()
-        table = RelationTable.count(context, context.windows(context.training))
+        table = RelationTable.count(context, context.training)
         asked = RelationTable.ask(context, windows, collator)
         if asked.facts["relation"].tolist() != gold:
             raise RuntimeError("the lookups were scored on other facts than the model")

@@ -13,6 +13,7 @@ import pandas as pd
 from ..chain_graphs.back_off import BackOff
 from ..chain_graphs.baselines import RELATION_BASELINES, asked_table, facts_table, score_lookups
 from .base import TaskContext
+from .corpora import Corpus
 from .leaf_order import NEIGHBOURS, asked_neighbours, neighbour_table
 from .log_linear import fit_weights
 
@@ -36,9 +37,10 @@ class RelationTable:
     neighbours: pd.DataFrame
 
     @classmethod
-    def count(cls, context: TaskContext, windows) -> "RelationTable":
-        """All facts of some windows."""
-        return cls(facts_table(windows), neighbour_table(context, windows))
+    def count(cls, context: TaskContext, corpus: Corpus) -> "RelationTable":
+        """All facts of a corpus."""
+        facts = context.counted("relations", corpus, facts_table)
+        return cls(facts, context.counted("neighbours", corpus, lambda windows: neighbour_table(context, windows)))
 
     @classmethod
     def ask(cls, context: TaskContext, windows, collator) -> "RelationTable":

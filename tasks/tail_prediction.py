@@ -15,6 +15,7 @@ project's other files say of the same relation and head. How much each of them c
 projects that are tested on, none of which was trained on.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import ClassVar
@@ -26,6 +27,7 @@ from transformers.utils import logging
 
 from ..chain_graphs.windows import WindowDataset, canonical_ids
 from .base import NotApplicable, Task, TaskContext, TaskResult
+from .corpora import Corpus
 from .tail_table import COLUMNS, ELSEWHERE, EXPERTS, TOKEN, TOP, Opinions, score_tail_lookups, tails_table, with_files
 
 logger = logging.get_logger(__name__)
@@ -65,9 +67,7 @@ class TailPrediction(Task):
             "_invisible": ~tails["visible"],
             "_no_copy": tails["no_copy"],
         }
-        trained = context.windows(context.training)
-        canonical = canonical_ids(context.tokenizer)
-        counted = tails_table(context.progress(trained, "counting tails", total=len(trained)), canonical)
+        counted = count_tails(context, context.training)
         lookups = score_tail_lookups(counted, asked)
         by_relation = {}
         for index, name in enumerate(context.config.relation_names):
@@ -98,17 +98,32 @@ def _opinions_without_copies(
     context: TaskContext, windows: WindowDataset, no_copy: np.ndarray, log_p, shown, counted, asked
 ) -> Opinions:
     """Opinions on the tails of which no copy is in sight, asked for in some windows of the test corpus."""
-    every, canonical = context.windows(context.test), canonical_ids(context.tokenizer)
-    facts = tails_table(context.progress(every, "counting the project's tails", total=len(every)), canonical)
     projects, places = context.test.rows["project"], np.flatnonzero(no_copy)
     return Opinions.of(
         log_p[places],
         [shown[i] for i in places],
-        canonical,
+        canonical_ids(context.tokenizer),
         counted,
         with_files(asked.iloc[places], windows, projects),
-        with_files(facts, every, projects),
+        count_tails(context, context.test, projects),
     )
+
+
+def count_tails(context: TaskContext, corpus: Corpus, projects: Sequence[str] | None = None) -> pd.DataFrame:
+    """All tails of a corpus (`tails_table`).
+
+    Args:
+        context: its windows.
+        corpus: `training` or `test`.
+        projects: of each file; with them the table has `file` and `project` (`with_files`).
+    """
+    canonical = canonical_ids(context.tokenizer)
+
+    def count(windows: WindowDataset) -> pd.DataFrame:
+        table = tails_table(context.progress(windows, "counting tails", total=len(windows)), canonical)
+        return table if projects is None else with_files(table, windows, projects)
+
+    return context.counted("tails" if projects is None else "tails-of-files", corpus, count)
 
 
 def _judge_opinions(options: TailPredictionOptions, opinions: Opinions, result: TaskResult) -> None:

@@ -45,6 +45,7 @@ options = dict(zip(sys.argv[1::2], sys.argv[2::2]))
 sys.argv.remove("--save-examples")
 output = pathlib.Path(sys.argv[sys.argv.index("--output") + 1])
 (output.parent / "training").write_text(options["--training-dataset"])
+(output.parent / "cache").write_text(options["--cache-dir"])
 with (output.parent / "calls").open("a") as file:
     file.write(" ".join(names + sys.argv[sys.argv.index("--output") + 2:]) + "\\n")
 if "broken" in names:
@@ -103,6 +104,9 @@ def test_tasks_may_count_in_another_corpus(tiny, tmp_path):
     for each, expected in ((first, dataset), (second, tmp_path / "annotated")):
         assert each.execute() == []
         assert {(run.directory / "tasks" / "training").read_text() for run in runs} == {str(expected)}
+    # What is counted there is kept for all runs together.
+    (kept,) = {(run.directory / "tasks" / "cache").read_text() for run in runs}
+    assert all(Path(kept).parent in run.directory.parents for run in runs)
 
 
 def test_a_task_with_another_value_of_a_common_option_runs_by_itself(tiny):
@@ -131,6 +135,7 @@ def test_reports_are_kept_one_by_one(tiny):
         *[f"{name} --max-examples 7 --num-threads 1" for name in ("broken", "second")],
     ]
     assert sorted(path.name for path in folder.iterdir()) == [
+        "cache",
         "calls",
         "first.json",
         "first.npz",

@@ -8,16 +8,19 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from tiny_tasks import checkpoint, context, corpora, scratch
+from tiny_tasks import LEAVES, checkpoint, context, corpora, scratch
 
+import graphmert.tasks.relation_table as relation_table
+import graphmert.tasks.tail_prediction as tail_prediction
 import graphmert.tasks.tail_table as tail_table
 from graphmert.chain_graphs.back_off import BackOff
 from graphmert.chain_graphs.baselines import RELATION_BASELINES, asked_table, facts_table
 from graphmert.chain_graphs.windows import canonical_ids
 from graphmert.tasks import run_task
+from graphmert.tasks.base import TaskArguments, run_tasks
 from graphmert.tasks.relation_prediction import predict_relations
 from graphmert.tasks.relation_table import EXPERTS, RelationTable, pooled
-from graphmert.tasks.tail_prediction import _opinions_without_copies, predict_tails
+from graphmert.tasks.tail_prediction import _opinions_without_copies, count_tails, predict_tails
 from graphmert.tasks.tail_table import Opinions
 
 
@@ -84,7 +87,7 @@ def test_relation_table_counts_the_training_corpus_alone():
     windows = opened.windows(opened.test)
     collator = opened.collator(mnm_probability=0.3)
     trained = opened.windows(opened.training)
-    table, asked = RelationTable.count(opened, trained), RelationTable.ask(opened, windows, collator)
+    table, asked = RelationTable.count(opened, opened.training), RelationTable.ask(opened, windows, collator)
     number = opened.config.num_relations
     found = table.log_p(asked, number)
     assert found.shape == (len(asked.facts), number, len(EXPERTS)) and len(asked.facts) > 50
@@ -172,6 +175,53 @@ def test_another_build_of_the_held_out_projects_is_not_weighed_on_when_it_is_tes
     assert opened.test.projects == ["beta"]
     monkeypatch.setattr(opened.test, "fingerprint", "of another build")
     assert opened.held_out is None
+
+
+def test_tables_that_were_kept_give_the_same_figures_and_are_not_counted_again(tmp_path, monkeypatch):
+    def figures(names, **values):
+        arguments = TaskArguments(str(checkpoint()), str(corpora()[1]), batch_size=4, **values)
+        report = run_tasks(names, arguments, show_progress=False)
+        return {name: {**task, "seconds": None} for name, task in report["tasks"].items()}
+
+    names = ["relation_prediction", "tail_prediction"]
+    counted = figures(names)
+    assert figures(names, cache_dir=str(tmp_path)) == counted
+    files = {file: file.stat().st_mtime_ns for file in tmp_path.iterdir()}
+    kinds = ["neighbours", "relations", "tails", "tails-of-files"]
+    assert sorted(file.name.rpartition("-")[0] for file in files) == kinds
+    assert {file.suffix for file in files} == {".feather"}
+
+    def refuse(*arguments):
+        raise AssertionError("counted again")
+
+    with monkeypatch.context() as patch:
+        for module, name in (
+            (relation_table, "facts_table"),
+            (relation_table, "neighbour_table"),
+            (tail_prediction, "tails_table"),
+        ):
+            patch.setattr(module, name, refuse)
+        assert figures(names, cache_dir=str(tmp_path)) == counted
+        # Another graph is counted apart, and so it is once the code has changed.
+        with pytest.raises(AssertionError, match="counted again"):
+            other = checkpoint("fewer-leaves", leaves_per_root=LEAVES - 1)
+            RelationTable.count(context(other, cache_dir=str(tmp_path)), context(other).training)
+        patch.setattr("graphmert.tasks.counted._source_sha256", lambda: "other")
+        with pytest.raises(AssertionError, match="counted again"):
+            figures(names[:1], cache_dir=str(tmp_path))
+    assert {file: file.stat().st_mtime_ns for file in tmp_path.iterdir()} == files
+
+
+def test_a_table_is_kept_with_its_types(tmp_path):
+    opened = context(cache_dir=str(tmp_path))
+    for count in (
+        lambda: RelationTable.count(opened, opened.training).facts,
+        lambda: RelationTable.count(opened, opened.training).neighbours,
+        lambda: count_tails(opened, opened.training),
+    ):
+        first, again = count(), count()
+        assert len(first) > 50
+        pd.testing.assert_frame_equal(first, again)
 
 
 def test_opinions_on_tails_against_a_naive_loop(monkeypatch):

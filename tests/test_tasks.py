@@ -164,6 +164,10 @@ def test_checkpoints_without_graph_are_scored_at_the_same_tokens(tmp_path):
         "masked_language_model", checkpoint(), corpora()[1], without_graph=True, mlm_roots=48, mlm_leaves=LEAVES
     )
     assert again["figures"]["loss"] == pytest.approx(both["controls"][mlm.REMOVED]["loss"], abs=1e-6)
+    plain = run_task(
+        "masked_language_model", checkpoint(), corpora()[1], mlm_controls=False, mlm_roots=48, mlm_leaves=LEAVES
+    )
+    assert plain["controls"] == {} and plain["figures"] == pytest.approx(both["figures"], abs=1e-6)
 
 
 def test_more_roots_read_the_tokens_around_the_window():
