@@ -1,12 +1,14 @@
 """docs/RESULTS.md and the README's table, from the records of ablations."""
 
 import json
+import re
 from pathlib import Path
 
 from . import tables
 from .report import KIND
 
-BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+# The first marker may name a setting: `<!-- results:begin tiny_wide -->`.
+_BEGIN, END = re.compile(r"<!-- results:begin(?: (\S+))? -->"), "<!-- results:end -->"
 _COMMAND = "python -m graphmert.ablations results"
 
 
@@ -66,38 +68,55 @@ def results_page(records: list[dict]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def readme_block(records: list[dict]) -> str:
-    """What stands between the README's markers: the newest setting's table, and where those of the others are."""
+def readme_block(records: list[dict], setting: str | None = None) -> str:
+    """What stands between the README's markers: one setting's table, and where those of the others are.
+
+    Args:
+        records: newest first.
+        setting: its name; None: of the newest record.
+
+    Raises:
+        ValueError: there is no record of the setting.
+    """
     parts = [f"<!-- written by `{_COMMAND}` -->"]
-    if not records:
+    if not records and setting is None:
         return "\n\n".join([*parts, "No record of ablations yet."])
-    run, *others = newest_of_each_setting(records)
+    newest = newest_of_each_setting(records)
+    names = [run["setting"]["name"] for run in newest]
+    if setting is not None and setting not in names:
+        raise ValueError(
+            f"README.md asks for the results of {setting}; there are records of {', '.join(names) or 'none'}"
+        )
+    run = newest.pop(0 if setting is None else names.index(setting))
     parts += [
         f"Setting `{run['setting']['name']}`, {len(run['setting']['seeds'])} seeds, mean ± standard deviation; bold where "
         f"the paired difference to {run['setting']['baseline']} is shown ([record](records/{run['name']}), "
         "[all rows](docs/RESULTS.md)):",
         tables.short_table(run),
     ]
-    if others:
+    if newest:
         names = ", ".join(
-            f"[`{other['setting']['name']}`](docs/RESULTS.md#{other['setting']['name']})" for other in others
+            f"[`{other['setting']['name']}`](docs/RESULTS.md#{other['setting']['name']})" for other in newest
         )
         parts.append(f"The tables of other settings: {names}.")
     return "\n\n".join(parts)
 
 
-def with_block(readme: str, block: str) -> str:
-    """A README with the block between its markers; as it is where it has none.
+def with_results(readme: str, records: list[dict]) -> str:
+    """A README with `readme_block` between its markers; as it is where it has none.
+
+    The first marker may name the setting: `<!-- results:begin tiny_wide -->`. Without, it is that of the newest record.
 
     Raises:
-        ValueError: one marker without the other, or out of order.
+        ValueError: one marker without the other, or out of order, or no record of the setting.
     """
-    if BEGIN not in readme and END not in readme:
+    begins, ends = list(_BEGIN.finditer(readme)), readme.count(END)
+    if not begins and not ends:
         return readme
-    begin, end = readme.find(BEGIN), readme.find(END)
-    if begin < 0 or end < begin or readme.count(BEGIN) > 1 or readme.count(END) > 1:
-        raise ValueError(f"README.md needs {BEGIN} once and {END} once after it")
-    return f"{readme[: begin + len(BEGIN)]}\n\n{block}\n\n{readme[end:]}"
+    if len(begins) != 1 or ends != 1 or readme.find(END) < begins[0].end():
+        raise ValueError(f"README.md needs <!-- results:begin --> once and {END} once after it")
+    block = readme_block(records, begins[0][1])
+    return f"{readme[: begins[0].end()]}\n\n{block}\n\n{readme[readme.find(END) :]}"
 
 
 def write_results(root: str | Path, write: bool = True) -> list[Path]:
@@ -115,7 +134,7 @@ def write_results(root: str | Path, write: bool = True) -> list[Path]:
     pages = {root / "docs" / "RESULTS.md": results_page(records)}
     readme = root / "README.md"
     if readme.is_file():
-        pages[readme] = with_block(readme.read_text(encoding="utf-8"), readme_block(records))
+        pages[readme] = with_results(readme.read_text(encoding="utf-8"), records)
     changed = []
     for path, text in pages.items():
         if not path.is_file() or path.read_text(encoding="utf-8") != text:

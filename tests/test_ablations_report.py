@@ -13,7 +13,7 @@ from test_run_pretraining import MODULE
 from graphmert.ablations.__main__ import main
 from graphmert.ablations.collect import held_out_name
 from graphmert.ablations.report import write_report
-from graphmert.ablations.results import BEGIN, END, with_block, write_results
+from graphmert.ablations.results import END, with_results, write_results
 from graphmert.chain_graphs.build import BuildArguments, build_chain_graphs
 
 ROOT = Path(__file__).parent.parent
@@ -144,6 +144,9 @@ def test_runs_that_are_missing_or_differ_are_named(runs):
         write_report(setting, runs[2] / "none", runs[2] / "record", "command", 10)
 
 
+BEGIN = "<!-- results:begin -->"
+
+
 def test_pages_follow_the_records(runs, capsys):
     root = runs[2]
     report(runs)
@@ -178,13 +181,24 @@ def test_pages_follow_the_records(runs, capsys):
         readme.count("Setting `") == 1 and "The tables of other settings: [`other`](docs/RESULTS.md#other)." in readme
     )
     assert "## other\n" in (root / "docs" / "RESULTS.md").read_text()
+    # Unless its marker asks for that one, however old.
+    chosen = readme.replace(BEGIN, "<!-- results:begin other -->")
+    (root / "README.md").write_text(chosen)
+    assert write_results(root) == [root / "README.md"] and write_results(root) == []
+    readme = (root / "README.md").read_text()
+    assert "Setting `other`, 3 seeds" in readme and "of other settings: [`tiny`](docs/RESULTS.md#tiny)." in readme
+    assert readme.startswith("# Project\n\n<!-- results:begin other -->\n")
+    (root / "README.md").write_text(chosen.replace("begin other", "begin gone"))
+    assert main(["results", "--root", str(root)]) == 2
+    assert "asks for the results of gone; there are records of tiny, other" in capsys.readouterr().err
 
 
 def test_markers_must_be_a_pair():
-    assert with_block("no markers", "block") == "no markers"
+    assert with_results("no markers", []) == "no markers"
+    assert "No record of ablations yet." in with_results(f"{BEGIN}{END}", [])
     for text in (BEGIN, END, f"{END}{BEGIN}", f"{BEGIN}{BEGIN}{END}"):
         with pytest.raises(ValueError, match=r"README.md needs"):
-            with_block(text, "block")
+            with_results(text, [])
 
 
 def test_pages_of_this_repository_are_up_to_date():
