@@ -107,7 +107,7 @@ def test_relations_with_the_table():
     collator = opened.collator(mnm_probability=0.3)
     found, theirs = (predict_relations(opened, every, collator) for every in (windows, weighed_on))
     np.testing.assert_array_equal(found["log_p"].argmax(1), found["predicted"])
-    table = RelationTable.count(opened, opened.windows(opened.training))
+    table = RelationTable.count(opened, opened.training)
     known, their_known = (
         table.log_p(RelationTable.ask(opened, every, collator), opened.config.num_relations)
         for every in (windows, weighed_on)
