@@ -126,6 +126,8 @@ class TaskArguments:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+        if self.cache_dir is not None and Path(self.cache_dir).exists() and not Path(self.cache_dir).is_dir():
+            raise ValueError(f"--cache-dir {self.cache_dir} is not a directory")
         if self.save_examples and self.output is None:
             raise ValueError("--save-examples needs --output: its files lie beside the report")
 

@@ -29,6 +29,9 @@ def kept_table(
         name: of the table.
         described_by: what the table depends on, as JSON can hold it.
         count: makes the table; columns of numbers, text or bytes.
+
+    Raises:
+        ValueError: the file that is there is no table.
     """
     if cache_dir is None:
         return count()
@@ -37,7 +40,10 @@ def kept_table(
     described = json.dumps([described_by, _source_sha256()], sort_keys=True)
     path = Path(cache_dir) / f"{name}-{hashlib.sha256(described.encode()).hexdigest()[:16]}.feather"
     if path.is_file():
-        return pd.read_feather(path)
+        try:
+            return pd.read_feather(path)
+        except (ValueError, OSError) as error:
+            raise ValueError(f"{path} is damaged ({error}); remove it, and it is counted again") from error
     table = count()
     path.parent.mkdir(parents=True, exist_ok=True)
     # Under its name only when it is whole; another process may be writing the same.

@@ -17,6 +17,7 @@ from graphmert.ablations.results import END, with_results, write_results
 from graphmert.chain_graphs.build import BuildArguments, build_chain_graphs
 
 ROOT = Path(__file__).parent.parent
+BEGIN = "<!-- results:begin -->"
 MLM = {0: (6.0, 5.0), 1: (6.2, 5.3), 2: (5.9, 4.8)}
 
 
@@ -142,9 +143,6 @@ def test_runs_that_are_missing_or_differ_are_named(runs):
         report(runs)
     with pytest.raises(ValueError, match="no run of these rows has ended"):
         write_report(setting, runs[2] / "none", runs[2] / "record", "command", 10)
-
-
-BEGIN = "<!-- results:begin -->"
 
 
 def test_pages_follow_the_records(runs, capsys):

@@ -224,6 +224,16 @@ def test_a_table_is_kept_with_its_types(tmp_path):
         pd.testing.assert_frame_equal(first, again)
 
 
+@pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: b"", lambda data: b"no table"])
+def test_a_kept_table_that_is_damaged_is_named(tmp_path, damage):
+    opened = context(cache_dir=str(tmp_path))
+    count_tails(opened, opened.training)
+    (file,) = tmp_path.iterdir()
+    file.write_bytes(damage(file.read_bytes()))
+    with pytest.raises(ValueError, match=f"{file.name} is damaged .*remove it"):
+        count_tails(opened, opened.training)
+
+
 def test_opinions_on_tails_against_a_naive_loop(monkeypatch):
     # Every token is a candidate then, so that ranks are those among all that stand nowhere in the window.
     monkeypatch.setattr(tail_table, "_CANDIDATES", 10_000)

@@ -357,6 +357,7 @@ def test_command_writes_a_report(capsys):
         (["tail_prediction", "--model", "MODEL", "--dataset", "DATA", "--colour", "red"], "unknown option --colour"),
         (["tail_prediction", "--model", "MODEL", "--search-functions", "9"], "is an option of code_search"),
         (["tail_prediction", "--model", "MODEL", "--dataset", "DATA", "--save-examples"], "needs --output"),
+        (["tail_prediction", "--model", "MODEL", "--cache-dir", __file__], "test_tasks.py is not a directory"),
         (["masked_language_model", "--model", "MODEL", "--dataset", "DATA", "--mlm-roots", "32"], "--mlm-roots 48"),
         (["--model", "MODEL"], "name a task first"),
     ],
