@@ -18,6 +18,7 @@ from graphmert.chain_graphs.baselines import RELATION_BASELINES, asked_table, fa
 from graphmert.chain_graphs.windows import canonical_ids
 from graphmert.tasks import run_task
 from graphmert.tasks.base import TaskArguments, run_tasks
+from graphmert.tasks.corpora import TRAINING_SPLIT, Corpus
 from graphmert.tasks.relation_prediction import predict_relations
 from graphmert.tasks.relation_table import EXPERTS, RelationTable, pooled
 from graphmert.tasks.tail_prediction import _opinions_without_copies, count_tails, predict_tails
@@ -202,10 +203,16 @@ def test_tables_that_were_kept_give_the_same_figures_and_are_not_counted_again(t
         ):
             patch.setattr(module, name, refuse)
         assert figures(names, cache_dir=str(tmp_path)) == counted
-        # Another graph is counted apart, and so it is once the code has changed.
-        with pytest.raises(AssertionError, match="counted again"):
-            other = checkpoint("fewer-leaves", leaves_per_root=LEAVES - 1)
-            RelationTable.count(context(other, cache_dir=str(tmp_path)), context(other).training)
+        # Another corpus, another split or another graph is counted apart, and so are all once the code has changed.
+        opened = context(cache_dir=str(tmp_path))
+        other = context(checkpoint("fewer-leaves", leaves_per_root=LEAVES - 1), cache_dir=str(tmp_path))
+        for each, corpus in (
+            (opened, Corpus(opened.test.path, [TRAINING_SPLIT])),
+            (opened, Corpus(opened.training.path, ["validation"])),
+            (other, other.training),
+        ):
+            with pytest.raises(AssertionError, match="counted again"):
+                RelationTable.count(each, corpus)
         patch.setattr("graphmert.tasks.counted._source_sha256", lambda: "other")
         with pytest.raises(AssertionError, match="counted again"):
             figures(names[:1], cache_dir=str(tmp_path))
