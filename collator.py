@@ -88,7 +88,7 @@ def _ranks_within(groups: np.ndarray, offsets: np.ndarray, values: np.ndarray) -
 
 
 class GraphMertCollator:
-    """Masks windows and lays them out as node-aligned tensors (DESIGN sections 2 and 3).
+    """Masks windows and lays them out as node-aligned tensors.
 
     MLM: SpanBERT spans (geometric p = 0.2 in words, at most 7 tokens, whole words) until `mlm_probability` of a window's
     tokens are covered, 80/10/10 by span. MNM: `mnm_probability` of a window's facts; "relation" hides the relation,

@@ -63,7 +63,7 @@ class GraphMertConfig(RobertaConfig):
         hgat_init_scale: standard deviation of "normal", factor of "identity".
         head_memory_keys: keys of heads whose tails in other projects are remembered (`HeadMemory`); 0 for no memory.
         head_memory_folds: groups of projects that these are kept apart for.
-        head_memory_answers: the most tails of a key and group.
+        head_memory_answers: the most first word pieces of tails that are kept for a key and group.
         decay_mode: "bias" adds g(d) to attention logits, "multiplicative" multiplies them by exp(g(d)), None leaves
             attention as it is.
         decay_base: lambda of the decay, between 0 and 1.
@@ -71,8 +71,8 @@ class GraphMertConfig(RobertaConfig):
         leaf_position: "root_slot" gives leaf (i, j) the position of its root and an embedding of j, which all roots share;
             "root" the position of its root alone; "slot", the paper's, that of its canonical slot R + L i + j.
         mnm_target: "relation", "tail" or "both": what masked node modelling predicts.
-        mlm_weight: weight of the masked-language-modelling loss.
-        mnm_weight: weight of the masked-node-modelling loss.
+        mlm_weight: weight of the masked-language-modelling loss; a trainer may move it while it trains.
+        mnm_weight: weight of the masked-node-modelling loss, likewise.
         span_boundary: whether the model has SpanBERT's span-boundary objective.
         span_boundary_length: longest masked span that this objective tells positions apart in.
 

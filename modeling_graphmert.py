@@ -722,7 +722,7 @@ def parameter_counts(model: nn.Module) -> dict[str, int]:
     Example:
 
         >>> parameter_counts(GraphMertForPreTraining(GraphMertConfig()))["total"]
-        132828273
+        132833649
     """
     parts = (
         ("word embeddings", "word_embeddings"),

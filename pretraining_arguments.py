@@ -81,14 +81,26 @@ class ModelArguments:
         default="both",
         metadata={"help": "What masked node modelling predicts.", "choices": ["relation", "tail", "both"]},
     )
-    mlm_weight: float = field(default=0.6, metadata={"help": "Weight of the masked-language-modelling loss."})
-    mnm_weight: float = field(default=0.4, metadata={"help": "Weight of the masked-node-modelling loss."})
+    mlm_weight: float = field(
+        default=0.6,
+        metadata={
+            "help": "Weight of the masked-language-modelling loss at the first step and in evaluation. In training it takes "
+            "over what final_mnm_weight takes from the other loss."
+        },
+    )
+    mnm_weight: float = field(
+        default=0.4,
+        metadata={
+            "help": "Weight of the masked-node-modelling loss at the first step and in evaluation. In training it moves to "
+            "final_mnm_weight."
+        },
+    )
     span_boundary: bool = field(default=False, metadata={"help": "Add SpanBERT's span-boundary objective."})
     attn_implementation: str | None = field(
         default=None,
         metadata={
             "help": "Attention backend: eager, sdpa or flex_attention. Left out: flex_attention on CUDA where attention "
-            "dropout is 0, else sdpa."
+            "dropout is 0, decay is not multiplicative and there are no edge_relations, else sdpa."
         },
     )
 
@@ -170,8 +182,8 @@ class DataArguments:
     mnm_probability: float = field(
         default=0.3,
         metadata={
-            "help": "Share of a window's facts that are masked; with mnm_target both, so many lose their relation and as "
-            "many others their tail."
+            "help": "Share of a window's facts that are masked, of those that are left when the ones on masked spans are "
+            "dropped; with mnm_target both, so many lose their relation and as many others their tail."
         },
     )
     mnm_window_probability: float = field(

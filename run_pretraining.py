@@ -1,7 +1,8 @@
 """Pretrain GraphMERT on code: `python run_pretraining.py CONFIG.yaml [--option value ...]`.
 
 Reads a data set built by `python -m graphmert.chain_graphs.build` (or builds it first, with --sources), trains from
-scratch or from a RoBERTa or CodeBERT checkpoint, and ends with a table of held-out figures beside their baselines.
+scratch or from a RoBERTa, CodeBERT or GraphMERT checkpoint, and ends with a table of held-out figures beside their
+baselines.
 Exit status: 0; 1 when the loss became NaN or infinite; 2 for wrong input or a Hub token that may not write; 3 when the
 trained model could not be pushed to the Hub or, on a full disk, not be saved.
 """
@@ -402,7 +403,7 @@ def build_model(
         options |= dict(zip(names, memory["votes"].shape, strict=True))
     given = {name: getattr(model_args, name) for name in _SIZES if getattr(model_args, name) is not None}
     if model_args.base_model is None:
-        # Plain code of 1024 tokens fits, whatever the graph's size (DESIGN section 3).
+        # Plain code of 1024 tokens fits, whatever the graph's size.
         num_positions = max(1024, model_args.num_roots * (1 + model_args.leaves_per_root))
         config = GraphMertConfig(
             vocab_size=len(tokenizer),

@@ -1,4 +1,4 @@
-"""Pretraining with Hugging Face's Trainer: the setup sheet's arguments, losses exact under any split of a batch.
+"""Pretraining with Hugging Face's Trainer: arguments and their defaults, losses exact under any split of a batch.
 
 MLM and MNM losses are each divided by their own number of targets in the whole batch, over accumulation steps and
 processes, and logged apart from each other in training and evaluation.
@@ -37,7 +37,9 @@ class NonFiniteLossError(ArithmeticError):
 
 @dataclass
 class GraphMertTrainingArguments(TrainingArguments):
-    """`TrainingArguments` with the setup sheet's values as defaults (DESIGN section 1).
+    """`TrainingArguments` with the schedule of the setup sheet (configs/setup_sheet.yaml) as defaults.
+
+    Unlike there the weight of masked facts falls to 0 over the training (docs/PAPER.md).
 
     The warm-up is `warmup_steps`: below 1 a share of all steps, from 1 on a number of steps.
     """
@@ -360,7 +362,7 @@ class GraphMertTrainer(CheckpointTrainer):
         return batches, counts
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """Loss of a micro-batch as its share of the whole batch's loss (paper eq. for L, DESIGN section 1).
+        """Loss of a micro-batch as its share of the whole batch's loss (paper eq. for L, docs/PAPER.md).
 
         Each component is (sum over this micro-batch's targets) / (number of targets in the whole batch).
         """

@@ -84,7 +84,8 @@ def identity_of_config(path: str | Path) -> dict:
 def identity_of_summary(summary: dict) -> dict:
     """What decided a finished run's figures, from its `summary.json`.
 
-    Options that did not exist when the run was made have their defaults.
+    Options that did not exist when the run was made have their defaults, but for `final_mnm_weight`: it is the run's
+    `mnm_weight`, since weights stayed as they were.
 
     Raises:
         ValueError: not the summary of a pretraining run.

@@ -141,7 +141,7 @@ def read_row(path: str | Path) -> Row:
     """Read a row.
 
     Args:
-        path: its YAML file; keys `description`, `training`, `same_time_as`.
+        path: its YAML file; keys `description`, `training`, `same_time_as`, `tasks`.
 
     Raises:
         ValueError: a file that cannot be read, unknown keys, no description.

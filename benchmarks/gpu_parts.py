@@ -26,6 +26,7 @@ from ..modeling_graphmert import GraphMertForPreTraining
 from ..trainer_graphmert import mark_dynamic_sizes
 from .flops import training_flops
 from .portable import open_training_split
+from .training_speed import SETUP_SHEET_FACTS
 
 VOCAB_SIZE = 50_265
 FAILED = 3
@@ -325,7 +326,9 @@ def measure_schedule(
     """A schedule's hours from steps with the collator's workers running, packed rows."""
     if per_step is None or scale.dry:
         per_step = max(1, int(scale.nodes_per_step / windows.lengths.mean()))
-    collator = GraphMertCollator(tokenizer, layout="packed", with_indices=True, pad_to_multiple_of=1024)
+    collator = GraphMertCollator(
+        tokenizer, layout="packed", with_indices=True, pad_to_multiple_of=1024, **SETUP_SHEET_FACTS
+    )
     warm_up = min(20, scale.schedule_steps // 2)
     total = scale.schedule_steps + warm_up
     workers = 0 if scale.dry else 6

@@ -1,4 +1,4 @@
-"""Which fact goes into which leaf slot of a window: the greedy allocation of DESIGN's leafy chain graph.
+"""Which fact goes into which leaf slot of a window: the greedy allocation of the leafy chain graph.
 
 Done for many windows at once, when a dataset is opened; training only slices its results. What the allocation is, without
 the arrays, stands in `tests/naive_layout.py`.
@@ -71,7 +71,7 @@ def is_extra(relation: np.ndarray, is_reversed: np.ndarray, has_site: np.ndarray
 
 
 def place(candidates: Candidates, leaf_tokens: np.ndarray, leaves_per_root: int) -> Placements:
-    """Choose one anchor for each fact and give it leaf slots (DESIGN section 2).
+    """Choose one anchor for each fact and give it leaf slots.
 
     Facts whose leaf the window does not show come first, then the rest, each in the order of the text. Leaves longer than
     a root's slots would fill a root alone and be cut all the same: a fact takes an anchor with a leaf that fits, if it has

@@ -147,7 +147,7 @@ def link_file(
     pieces: TextPieces | None = None,
     language: str = "python",
 ) -> tuple[dict[str, np.ndarray], dict[str, int]]:
-    """Tokenise one file and hang its triples on its tokens (DESIGN: leafy chain graph, sparse form).
+    """Tokenise one file and hang its triples on its tokens (leafy chain graph, sparse form).
 
     Args:
         code: the file's text.

@@ -48,7 +48,7 @@ def canonical_ids(tokenizer) -> np.ndarray:
 
 
 def cut_windows(num_tokens: int, boundary_token, boundary_depth, max_tokens: int) -> list[tuple[int, int]]:
-    """Cut a file into windows that end at definition or statement starts where they can (DESIGN section 4).
+    """Cut a file into windows that end at definition or statement starts where they can.
 
     A window ends at the outermost boundary in its second half, the latest of several; without one, where it is full.
 

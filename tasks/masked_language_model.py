@@ -13,8 +13,8 @@ their words, loses by having expected them. `loss_clean_excluding` tells every c
 
 Controls put the same checkpoint before changed leaves: their words swapped for those of other files' leaves with the same
 relation, direction and length; all relations hidden; no leaves; and, where leaves on masked spans were kept or hidden in
-training, those dropped. A checkpoint without leaves but with more roots than `--mlm-roots` reads so many tokens more around
-the window, unmasked.
+training, those dropped. A checkpoint without leaves but with more roots than `--mlm-roots` reads so many tokens more before
+the window (after it where the file begins too soon), unmasked.
 """
 
 from dataclasses import dataclass, field

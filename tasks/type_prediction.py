@@ -53,8 +53,8 @@ class TypePredictionOptions:
     type_max_tokens: int | None = field(
         default=None,
         metadata={
-            "help": "Longest candidate; each length costs a forward pass for each hidden type. Default: 7, or as many as a "
-            "root has leaf slots."
+            "help": "Longest candidate; before fine-tuning each length costs a forward pass for each hidden type. Default: "
+            "7, or a root's leaf slots where they are fewer."
         },
     )
     type_min_count: int = field(

@@ -38,7 +38,7 @@ class Placed(NamedTuple):
 
 
 def place(candidates: list[Candidate], leaves_per_root: int) -> tuple[list[Placed], int, int]:
-    """Choose one anchor for each fact and give it leaf slots (DESIGN section 2).
+    """Choose one anchor for each fact and give it leaf slots.
 
     Facts whose leaf the window does not show come first, then the rest, each in the order of the text. Leaves longer than
     a root's slots would fill a root alone and be cut all the same: a fact takes an anchor with a leaf that fits, if it has
