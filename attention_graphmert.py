@@ -27,19 +27,17 @@ from .graph_layers_graphmert import GraphDecay, attention_dtype, gather_columns,
 FLEX_BLOCK = 128
 
 
-def preferred_attention(device_type: str, attention_dropout: float, decay_mode: str | None) -> str:
+def preferred_attention(device_type: str, attention_dropout: float) -> str:
     """The attention backend to take where none was asked for.
 
     Args:
         device_type: "cpu", "cuda", ...
         attention_dropout: dropout on attention weights while training, which flex_attention does not have.
-        decay_mode: as in the configuration.
 
     Returns:
         "flex_attention" on CUDA where it can do what is asked, "sdpa" elsewhere.
     """
-    flex = device_type == "cuda" and attention_dropout == 0 and decay_mode != "multiplicative"
-    return "flex_attention" if flex else "sdpa"
+    return "flex_attention" if device_type == "cuda" and attention_dropout == 0 else "sdpa"
 
 
 def choose_attention(
@@ -80,10 +78,6 @@ def choose_attention(
             "must be (batch, nodes)."
         )
     if backend == "flex_attention":
-        if config.decay_mode == "multiplicative":
-            raise ValueError(
-                "flex_attention does not have decay_mode='multiplicative'; use attn_implementation='sdpa' or 'eager'."
-            )
         if root_distance is not None:
             raise ValueError(
                 "flex_attention does not take root_distance (edges between roots); use attn_implementation='sdpa' or "
@@ -92,7 +86,7 @@ def choose_attention(
         attention = _flex_attention(decay, weight.device, shape, attention_mask, root_index, leaf_index, graph_ids)
         # Transformers passes a finished block mask on as it is.
         return attention.block_mask, attention
-    if backend == "sdpa" and config.decay_mode == "bias" and values_at_hand(weight):
+    if backend == "sdpa" and decay is not None and values_at_hand(weight):
         segments = _segments(shape, attention_mask, nodes)
         if segments is not None:
             places = (None, None) if root_index is None else (root_index.flatten(), leaf_index.flatten())
@@ -151,7 +145,7 @@ def _flex_attention(decay, device, shape, attention_mask, root_index, leaf_index
 
 
 def multiplicative_attention_forward(module, query, key, value, attention_mask, dropout=0.0, scaling=None, **_kwargs):
-    """Attention with logits * exp(g(d)), which no fused kernel computes.
+    """Attention with logits * exp(g(d)), which `scaled_dot_product_attention` does not compute.
 
     The factor travels in the place of the attention mask, -1 where attention is hidden. Arguments and results are those of
     the functions in `AttentionInterface`.
@@ -256,29 +250,29 @@ class SegmentAttention:
 
     Args:
         segments: (start, end) of each graph in the flattened rows.
-        decay: the model's decay, not multiplicative.
+        decay: the model's decay.
         root_index, leaf_index: int64 (S,); None where all rows are the same chain of roots.
         dtype: of the weights of the model.
         root_distance: int (graphs, R, R), as in `graph_distance`, or None.
     """
 
     def __init__(self, segments, decay: GraphDecay, root_index, leaf_index, dtype: torch.dtype, root_distance=None):
-        self.segments, self.offset = segments, decay.offset
+        self.segments, self.offset, self.multiplicative = segments, decay.offset, decay.multiplicative
         value_HT, slope_HT = decay.tables(torch.promote_types(dtype, torch.float32))
         learns = torch.is_grad_enabled() and decay.offset.requires_grad
-        self.biases, self.slopes = [], []
+        self.decays, self.slopes = [], []
         chains: dict[int, tuple] = {}
         for number, (start, end) in enumerate(segments):
             if root_index is None:
                 if end - start not in chains:
                     chain = torch.arange(end - start)[None]
                     chains[end - start] = self._pairs(chain, torch.full_like(chain, -1), value_HT, slope_HT, learns)
-                bias, slope = chains[end - start]
+                pairs, slope = chains[end - start]
             else:
                 nodes = (root_index[None, start:end], leaf_index[None, start:end])
                 paths = None if root_distance is None else root_distance[number][None]
-                bias, slope = self._pairs(*nodes, value_HT, slope_HT, learns, paths)
-            self.biases.append(bias)
+                pairs, slope = self._pairs(*nodes, value_HT, slope_HT, learns, paths)
+            self.decays.append(pairs)
             self.slopes.append(slope)
 
     @staticmethod
@@ -298,11 +292,11 @@ class _AttendBySegment(torch.autograd.Function):
         output_SD = torch.zeros_like(query_SD)
         kept = []
         with torch.autocast("cpu", enabled=False):
-            for (start, end), bias in zip(graphs.segments, graphs.biases, strict=True):
+            for (start, end), decay in zip(graphs.segments, graphs.decays, strict=True):
                 query, key, value, output = (
                     _heads(x_SD, start, end, num_heads) for x_SD in (query_SD, key_SD, value_SD, output_SD)
                 )
-                weights = _weights(query, key, bias)
+                weights = torch.softmax(_scores(query, key, decay, graphs.multiplicative)[0], dim=-1)
                 if dropout > 0:
                     kept.append(torch.empty(weights.shape, dtype=torch.bool).bernoulli_(1 - dropout))
                     weights.mul_(kept[-1]).mul_(1 / (1 - dropout))
@@ -318,13 +312,14 @@ class _AttendBySegment(torch.autograd.Function):
         inputs = ctx.saved_tensors
         graphs, learns = ctx.graphs, ctx.needs_input_grad[3]
         grads = [torch.zeros_like(x_SD) for x_SD in inputs[:3]]
-        grad_offset_H = torch.zeros(ctx.num_heads, dtype=graphs.biases[0].dtype) if learns else None
+        grad_offset_H = torch.zeros(ctx.num_heads, dtype=graphs.decays[0].dtype) if learns else None
         with torch.autocast("cpu", enabled=False):
             for number, (start, end) in enumerate(graphs.segments):
                 query, key, value, output, grad, *targets = (
                     _heads(x_SD, start, end, ctx.num_heads) for x_SD in (*inputs, grad_SD, *grads)
                 )
-                weights = _weights(query, key, graphs.biases[number])
+                scores, logits = _scores(query, key, graphs.decays[number], graphs.multiplicative)
+                weights = torch.softmax(scores, dim=-1)
                 grad_weights = torch.bmm(grad, value.transpose(1, 2)).to(weights.dtype)
                 dropped = weights
                 if ctx.dropout > 0:
@@ -336,8 +331,11 @@ class _AttendBySegment(torch.autograd.Function):
                 row_sum = (output * grad).to(weights.dtype).sum(-1, keepdim=True)
                 grad_scores = grad_weights.sub_(row_sum).mul_(weights)
                 if learns:
-                    slope = graphs.slopes[number].view(ctx.num_heads, -1, 1)
+                    slope = graphs.slopes[number] if logits is None else graphs.slopes[number] * logits
+                    slope = slope.view(ctx.num_heads, -1, 1)
                     grad_offset_H += torch.bmm(grad_scores.view(ctx.num_heads, 1, -1), slope).flatten()
+                if graphs.multiplicative:
+                    grad_scores.mul_(graphs.decays[number])
                 grad_scores = grad_scores.mul_(query.shape[-1] ** -0.5).to(query.dtype)
                 targets[0].copy_(torch.bmm(grad_scores, key))
                 targets[1].copy_(torch.bmm(grad_scores.transpose(1, 2), query))
@@ -351,14 +349,13 @@ def _heads(x_SD: torch.Tensor, start: int, end: int, num_heads: int) -> torch.Te
     return x_SD[start:end].unflatten(-1, (num_heads, -1)).transpose(0, 1)
 
 
-def _weights(query: torch.Tensor, key: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    """softmax(q.k / sqrt(K) + bias): (H, n, n), in the dtype of the bias."""
+def _scores(query, key, decay: torch.Tensor, multiplicative: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """q.k / sqrt(K) + decay, in its dtype: (H, n, n); multiplicative: q.k / sqrt(K) * decay, and q.k / sqrt(K) itself."""
     scale = query.shape[-1] ** -0.5
-    if query.dtype == bias.dtype:
-        scores = torch.baddbmm(bias, query, key.transpose(1, 2), alpha=scale)
-    else:
-        scores = torch.bmm(query, key.transpose(1, 2)).to(bias.dtype).mul_(scale).add_(bias)
-    return torch.softmax(scores, dim=-1)
+    if query.dtype == decay.dtype and not multiplicative:
+        return torch.baddbmm(decay, query, key.transpose(1, 2), alpha=scale), None
+    logits = torch.bmm(query, key.transpose(1, 2)).to(decay.dtype).mul_(scale)
+    return (logits * decay, logits) if multiplicative else (logits.add_(decay), None)
 
 
 # ---- flex_attention
@@ -434,7 +431,9 @@ class FlexAttention:
         dO_i/dp = sum_j P_ij (s_ij - sum_k P_ik s_ik) V_j = r_i (O'_i - O_i)
 
     where O' has the logits' bias g(d) + ln(s(d) + c), any c that makes s(d) + c positive, and r_i = exp(lse'_i - lse_i)
-    from the two log-sum-exps. So one more forward pass, no atomics and the same result on every run.
+    from the two log-sum-exps. So one more forward pass, no atomics and the same result on every run. Where the decay
+    multiplies the logits x, s(d) x takes the place of s(d). It may have any sign, so that its positive and its negative
+    part have a pass each: logits x exp(g(d)) + ln(max(+-s(d) x, 0)), no c.
 
     Args:
         graph_BN: int64 (B, N), graph of each node, -1 for padding.
@@ -456,9 +455,7 @@ class FlexAttention:
             self.value_HT = decay.differentiable_table()
             return
         dtype = torch.promote_types(decay.offset.dtype, torch.float32)
-        self.value_HT, slope_HT = decay.tables(dtype)
-        # -ln(lambda) times the derivative of GELU, which is never below -0.13.
-        self.shifted_HT = self.value_HT + (slope_HT - decay.log_base).log()
+        self.value_HT, self.slope_HT = decay.tables(dtype)
 
     def __call__(self, module, query, key, value, _attention_mask, dropout):
         needs_grad = torch.is_grad_enabled() and query.requires_grad
@@ -481,16 +478,31 @@ class FlexAttention:
 
     def offset_jacobian(self, query, key, value, output, lse) -> torch.Tensor:
         """dO/dp, (B, H, N, K) in the dtype of the output."""
-        shifted, shifted_lse = self._attend(query, key, value, self.shifted_HT)
-        return (shifted - output) * (shifted_lse - lse).exp()[..., None].to(output.dtype)
+        if self.decay.multiplicative:
+            passes = [(sign, self._attend(query, key, value, self.value_HT, sign * self.slope_HT)) for sign in (1, -1)]
+        else:
+            # s(d) is -ln(lambda) times the derivative of GELU, which is never below -0.13.
+            shifted_HT = self.value_HT + (self.slope_HT - self.decay.log_base).log()
+            passes = [(1, self._attend(query, key, value, shifted_HT))]
+        parts = [
+            sign * (other - output) * (other_lse - lse).exp()[..., None].to(output.dtype)
+            for sign, (other, other_lse) in passes
+        ]
+        return sum(parts[1:], start=parts[0])
 
-    def _attend(self, query, key, value, table_HT):
+    def _attend(self, query, key, value, table_HT, weight_HT=None):
+        """Output and log-sum-exp. `weight_HT`: weigh attention by the positive part of weight * logit (multiplicative)."""
         score_mod = None
         if table_HT is not None:
-            distance = self.distance
+            distance, multiplicative = self.distance, self.decay.multiplicative
 
             def score_mod(score, b, h, q, k):
-                return score + table_HT[h, distance(b, q, k)]
+                pair = distance(b, q, k)
+                if not multiplicative:
+                    return score + table_HT[h, pair]
+                if weight_HT is None:
+                    return score * table_HT[h, pair]
+                return score * table_HT[h, pair] + (score * weight_HT[h, pair]).clamp(min=_SMALLEST_WEIGHT).log()
 
         return _flex_with_lse(query, key, value, score_mod, self.block_mask)
 
@@ -511,6 +523,9 @@ class _WithOffsetGradient(torch.autograd.Function):
         grad_H = (grad_BHNK.to(dtype) * jacobian_BHNK.to(dtype)).sum((0, 2, 3))
         return grad_BHNK, None, grad_H.to(ctx.offset_dtype)
 
+
+# In place of 0, whose logarithm would leave a row without anything to attend to.
+_SMALLEST_WEIGHT = 1e-30
 
 _compiled: dict = {}
 

@@ -50,14 +50,23 @@ def attention_dtype(tensor: torch.Tensor) -> torch.dtype:
     return tensor.dtype
 
 
-def _decay_tables(offset_H: torch.Tensor, num_distances: int, log_base: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """g(d) = ln(lambda) * GELU(sqrt(d) - p) for d = 0..T-1 and its derivative in p, both (H, T), float32 or better."""
+def _decay_tables(
+    offset_H: torch.Tensor, num_distances: int, log_base: float, multiplicative: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """g(d) = ln(lambda) * GELU(sqrt(d) - p) for d = 0..T-1 and its derivative in p, both (H, T), float32 or better.
+
+    Multiplicative: exp(g(d)) and its derivative.
+    """
     dtype = torch.promote_types(offset_H.dtype, torch.float32)
     root_T = torch.arange(num_distances, device=offset_H.device, dtype=dtype).sqrt()
     x_HT = root_T - offset_H.to(dtype)[:, None]
     cdf_HT = 0.5 * (1 + torch.erf(x_HT * math.sqrt(0.5)))
     density_HT = torch.exp(-0.5 * x_HT * x_HT) * (1 / math.sqrt(2 * math.pi))
-    return log_base * x_HT * cdf_HT, -log_base * (cdf_HT + x_HT * density_HT)
+    value_HT, slope_HT = log_base * x_HT * cdf_HT, -log_base * (cdf_HT + x_HT * density_HT)
+    if multiplicative:
+        value_HT = value_HT.exp()
+        slope_HT = slope_HT * value_HT
+    return value_HT, slope_HT
 
 
 class _GatherDecay(torch.autograd.Function):
@@ -70,10 +79,7 @@ class _GatherDecay(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, offset_H, index_BNN, num_distances, log_base, multiplicative, dtype):
-        value_HT, slope_HT = _decay_tables(offset_H, num_distances, log_base)
-        if multiplicative:
-            value_HT = value_HT.exp()
-            slope_HT = slope_HT * value_HT
+        value_HT, slope_HT = _decay_tables(offset_H, num_distances, log_base, multiplicative)
         # One more entry than there are distances: pairs that must not see each other.
         hidden = -1.0 if multiplicative else torch.finfo(dtype).min
         value_HT = nn.functional.pad(value_HT.to(dtype), (0, 1), value=hidden)
@@ -122,13 +128,16 @@ class GraphDecay(nn.Module):
         self.multiplicative = multiplicative
 
     def tables(self, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-        """g(d) and its derivative in p for d = 0..num_distances-1, both (H, T), without gradient."""
-        value_HT, slope_HT = _decay_tables(self.offset.detach(), self.num_distances, self.log_base)
+        """g(d), or exp(g(d)), and its derivative in p for d = 0..num_distances-1, both (H, T), without gradient."""
+        value_HT, slope_HT = self._tables(self.offset.detach())
         return value_HT.to(dtype), slope_HT.to(dtype)
 
     def differentiable_table(self) -> torch.Tensor:
-        """g(d) as `tables` gives it, (H, T), with a gradient to the offset."""
-        return _decay_tables(self.offset, self.num_distances, self.log_base)[0]
+        """The first of `tables`, (H, T), with a gradient to the offset."""
+        return self._tables(self.offset)[0]
+
+    def _tables(self, offset_H: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return _decay_tables(offset_H, self.num_distances, self.log_base, self.multiplicative)
 
     def forward(self, distance: torch.Tensor, visible: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
         """Decay of every pair.

@@ -100,7 +100,7 @@ class ModelArguments:
         default=None,
         metadata={
             "help": "Attention backend: eager, sdpa or flex_attention. Left out: flex_attention on CUDA where attention "
-            "dropout is 0, decay is not multiplicative and there are no edge_relations, else sdpa."
+            "dropout is 0 and there are no edge_relations, else sdpa."
         },
     )
 

@@ -441,8 +441,7 @@ def build_model(
 
 def choose_attention_backend(model, device, with_edges: bool = False) -> None:
     """Set the backend that suits the device, for a run that asked for none; flex_attention knows no edges between roots."""
-    config = model.config
-    preferred = preferred_attention(device.type, config.attention_probs_dropout_prob, config.decay_mode)
+    preferred = preferred_attention(device.type, model.config.attention_probs_dropout_prob)
     model.set_attn_implementation("sdpa" if with_edges else preferred)
 
 

@@ -144,11 +144,12 @@ def test_gradient_checkpointing_and_dropout(dropout):
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
 
 
-def test_dropout_gradient_is_that_of_the_same_mask():
+@pytest.mark.parametrize("mode", ["bias", "multiplicative"])
+def test_dropout_gradient_is_that_of_the_same_mask(mode):
     """With the dropout masks of one pass, the segments' gradient is that of the explicit formula."""
     from graphmert.attention_graphmert import SegmentAttention, decay_mask
 
-    model = tiny_model(GraphMertModel)
+    model = tiny_model(GraphMertModel, decay_mode=mode)
     inputs, module = compact_batch(_graphs((NUM_ROOTS, 4))), model.encoder.layer[0].attention.self
     place = (inputs["root_index"].flatten(), inputs["leaf_index"].flatten())
     sizes = inputs["attention_mask"].sum(1).tolist()
@@ -166,10 +167,11 @@ def test_dropout_gradient_is_that_of_the_same_mask():
     expected = torch.zeros_like(output)
     weights = model.embeddings.word_embeddings.weight
     shape, mask = inputs["input_ids"].shape, inputs["attention_mask"]
-    bias = decay_mask(model.decay, weights, shape, mask, inputs["root_index"], inputs["leaf_index"])
+    decay = decay_mask(model.decay, weights, shape, mask, inputs["root_index"], inputs["leaf_index"])
     for row, size in enumerate(sizes):
         query, key, value = (x[row, :size].unflatten(-1, (4, 8)).transpose(0, 1) for x in states)
-        weights = torch.softmax(query @ key.transpose(1, 2) / 8**0.5 + bias[row, :, :size, :size], -1)
+        logits, part = query @ key.transpose(1, 2) / 8**0.5, decay[row, :, :size, :size]
+        weights = torch.softmax(logits + part if mode == "bias" else logits * part, -1)
         kept = torch.empty(weights.shape, dtype=torch.bool).bernoulli_(0.6)
         mixed = (weights * kept / 0.6) @ value
         expected = expected.index_put((torch.tensor(row), torch.arange(size)), mixed.transpose(0, 1).flatten(1))
