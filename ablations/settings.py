@@ -1,7 +1,8 @@
 """A setting and its rows: what is trained, on what, with which seeds.
 
 A setting is a YAML file: options of `run_pretraining.py` that all rows share, the tasks that judge a checkpoint, and the
-rows. A row is a YAML file in the folder `rows` beside it: what it changes, and why.
+rows. It may say of which other setting it is a variant (`extends`). A row is a YAML file in the folder `rows` beside it:
+what it changes, and why.
 """
 
 import json
@@ -14,6 +15,7 @@ from ..pretraining_arguments import parse_arguments
 
 ROWS_DIR = "rows"
 _SETTING_KEYS = {
+    "extends",
     "description",
     "baseline",
     "recipe",
@@ -24,6 +26,8 @@ _SETTING_KEYS = {
     "task_arguments",
     "headline",
 }
+# Of a setting that extends another, laid over the other's option by option.
+_MERGED_KEYS = ("training", "tasks", "task_arguments")
 _ROW_KEYS = {"description", "training", "same_time_as", "tasks"}
 # The driver decides these for each run.
 _OWN_OPTIONS = ("output_dir", "dataset", "sources", "seed", "data_seed", "num_threads", "resume", "overwrite")
@@ -159,11 +163,27 @@ def read_row(path: str | Path) -> Row:
     )
 
 
+def _read_setting_yaml(path: Path) -> dict:
+    """A setting's keys; those of the setting that it extends, where it has one, with its own over them.
+
+    `training`, `tasks` and `task_arguments` are laid over each other option by option, other keys whole.
+    """
+    values = _read_yaml(path, _SETTING_KEYS)
+    if "extends" not in values:
+        return values
+    other = path.parent / str(values["extends"])
+    base = _read_yaml(other, _SETTING_KEYS)
+    if "extends" in base:
+        raise ValueError(f"{path} extends {other}, which extends another setting itself; name that one")
+    merged = {name: {**(base.get(name) or {}), **(values.get(name) or {})} for name in _MERGED_KEYS}
+    return {**base, **values, **merged}
+
+
 def read_setting(path: str | Path, rows: list[str] | None = None, seeds: list[int] | None = None) -> Setting:
     """Read a setting and its rows.
 
     Args:
-        path: the setting's YAML file.
+        path: the setting's YAML file; `extends: OTHER.yaml` in it takes what it does not say from the setting beside it.
         rows: names of rows in place of the file's.
         seeds: in place of the file's.
 
@@ -171,7 +191,7 @@ def read_setting(path: str | Path, rows: list[str] | None = None, seeds: list[in
         ValueError: files that cannot be read, unknown keys, rows that do not exist, a row or seed named twice.
     """
     path = Path(path)
-    values = _read_yaml(path, _SETTING_KEYS)
+    values = _read_setting_yaml(path)
     known = {file.stem: file for file in sorted((path.parent / ROWS_DIR).glob("*.yaml"))}
     names = rows if rows is not None else values.get("rows") or list(known)
     seeds = seeds if seeds is not None else values.get("seeds") or [0, 1, 2]
