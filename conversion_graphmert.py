@@ -121,7 +121,7 @@ def convert_roberta(
         report.notes.append("no decay: without a graph, states are those of the checkpoint.")
     else:
         report.notes.append(
-            f"decay_mode={config.decay_mode!r} weakens attention between distant tokens from the first step on; "
+            f"decay_mode={config.decay_mode!r} changes attention between distant tokens from the first step on; "
             "decay_mode=None keeps the checkpoint's function."
         )
     return model.eval(), report

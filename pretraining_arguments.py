@@ -64,8 +64,12 @@ class ModelArguments:
         },
     )
     decay_mode: str = field(
-        default="bias",
-        metadata={"help": "How attention decays with graph distance.", "choices": ["bias", "multiplicative", "none"]},
+        default="multiplicative",
+        metadata={
+            "help": "How attention decays with graph distance: the decay is multiplied into its logits, or its logarithm is "
+            "added to them (the paper's prose), or not at all.",
+            "choices": ["multiplicative", "bias", "none"],
+        },
     )
     decay_base: float = field(default=0.6, metadata={"help": "Lambda of the attention decay, between 0 and 1."})
     decay_offset_init: float = field(default=1.0, metadata={"help": "First value of the learnable distance offset p."})

@@ -27,6 +27,7 @@ from pathlib import Path
 
 import torch
 
+from ..configuration_graphmert import DECAY_MODES, GraphMertConfig
 from .gpu_parts import FAILED, LENGTHS, SCHEDULES, TOLERANCES, arm_name, arms_of
 from .record import ROOT, commit, text_table, write_record
 
@@ -62,6 +63,12 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--rounds", type=int, default=20, help="timed steps of each arm (20)")
     add("--schedule-steps", type=int, default=500, help="timed steps of each schedule (500)")
     add("--max-windows", type=int, default=20_000, help="windows to draw from (20,000)")
+    add(
+        "--decay-mode",
+        choices=[mode for mode in DECAY_MODES if mode is not None],
+        default=GraphMertConfig.decay_mode,
+        help="how attention decays, another mode for another record (%(default)s)",
+    )
     add("--commit", help="the commit that is run, where there is no git to ask")
     add("--dry-run", action="store_true", help="a tiny size on the CPU, to see that the program runs")
     args = parser.parse_args(argv)
@@ -91,7 +98,7 @@ def run_part(part: str, args: argparse.Namespace, figures: dict, seconds: float)
     """One part's figures by case; a case that failed, or was not reached, has an `error`."""
     rates = [rate for rate in figures.get("matrix rate", {}).values() if isinstance(rate, float)]
     command = [sys.executable, "-m", "graphmert.benchmarks.gpu_parts", "--part", part, "--dataset", args.dataset]
-    for name in ("nodes_per_step", "rounds", "schedule_steps", "max_windows"):
+    for name in ("nodes_per_step", "rounds", "schedule_steps", "max_windows", "decay_mode"):
         command += [f"--{name.replace('_', '-')}", str(getattr(args, name))]
     command += ["--rate", str(max(rates))] if rates else []
     command += ["--dry-run"] if args.dry_run else []
@@ -236,7 +243,7 @@ def tables(figures: dict) -> str:
 
 def settings(args: argparse.Namespace) -> dict:
     """What decides the figures; the parts of one record share it."""
-    names = ("nodes_per_step", "rounds", "schedule_steps", "max_windows", "dry_run")
+    names = ("nodes_per_step", "rounds", "schedule_steps", "max_windows", "decay_mode", "dry_run")
     return {name: getattr(args, name) for name in names}
 
 

@@ -78,6 +78,7 @@ class Scale:
     nodes_per_step: int
     rounds: int
     schedule_steps: int
+    decay_mode: str = GraphMertConfig.decay_mode
 
     def config(self, num_roots: int, **sizes) -> GraphMertConfig:
         """CodeBERT's size unless `sizes` say otherwise; two layers of 64 in a dry run."""
@@ -85,7 +86,8 @@ class Scale:
             sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
         sizes = {"max_position_embeddings": max(1026, num_roots * 8 + 2)} | sizes
         # No dropout on attention weights, which flex_attention does not have.
-        return GraphMertConfig(vocab_size=VOCAB_SIZE, num_roots=num_roots, attention_probs_dropout_prob=0.0, **sizes)
+        sizes |= {"attention_probs_dropout_prob": 0.0, "decay_mode": self.decay_mode}
+        return GraphMertConfig(vocab_size=VOCAB_SIZE, num_roots=num_roots, **sizes)
 
     def wait(self) -> None:
         if self.device.type == "cuda":
@@ -122,7 +124,8 @@ class Correctness:
     def __init__(self, scale: Scale, windows, tokenizer):
         sizes = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 256}
         self.scale, self.tokenizer = scale, tokenizer
-        self.config = GraphMertConfig(vocab_size=len(tokenizer), attention_probs_dropout_prob=0.0, **sizes)
+        sizes |= {"attention_probs_dropout_prob": 0.0, "decay_mode": scale.decay_mode}
+        self.config = GraphMertConfig(vocab_size=len(tokenizer), **sizes)
         torch.manual_seed(0)
         state = GraphMertForPreTraining(self.config).state_dict()
         # Untrained parts start at zero and would hide errors.
@@ -430,10 +433,11 @@ def main(argv: list[str] | None = None) -> int:
     add("--rounds", type=int, required=True)
     add("--schedule-steps", type=int, required=True)
     add("--max-windows", type=int, required=True)
+    add("--decay-mode", required=True)
     add("--dry-run", action="store_true")
     args = parser.parse_args(argv)
     device = torch.device("cpu" if args.dry_run else "cuda")
-    scale = Scale(device, args.dry_run, args.nodes_per_step, args.rounds, args.schedule_steps)
+    scale = Scale(device, args.dry_run, args.nodes_per_step, args.rounds, args.schedule_steps, args.decay_mode)
     with open(args.output, "a", encoding="utf-8") as output:
         for name, measure in list(cases_of(args.part, args, scale).items())[args.first :]:
             failed = False

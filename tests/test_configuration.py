@@ -19,11 +19,11 @@ def test_defaults_are_the_setup_sheets_but_where_evidence_departs():
     assert (config.intermediate_size, config.vocab_size, config.num_relations) == (3072, 50265, 12)
     assert (config.num_roots, config.leaves_per_root, config.num_nodes) == (128, 7, 1024)
     assert (config.max_position_embeddings, config.num_usable_positions, config.type_vocab_size) == (1026, 1024, 2)
-    assert (config.decay_mode, config.decay_base, config.decay_offset_init) == ("bias", 0.6, 1.0)
+    assert (config.decay_base, config.decay_offset_init) == (0.6, 1.0)
     assert (config.mlm_weight, config.mnm_weight) == (0.6, 0.4)
     assert (config.use_hgat, config.relation_dropout, config.hidden_dropout_prob) == (True, 0.3, 0.1)
     # Why: docs/PAPER.md.
-    assert (config.leaf_position, config.mnm_target) == ("root_slot", "both")
+    assert (config.leaf_position, config.mnm_target, config.decay_mode) == ("root_slot", "both", "multiplicative")
 
 
 @pytest.mark.parametrize(
@@ -78,12 +78,15 @@ def test_positions_needed_follow_the_graph():
     )
 
 
-@pytest.mark.parametrize("mode", ["multiplicative", None])
+@pytest.mark.parametrize("mode", ["multiplicative", "bias", None])
 def test_saved_and_loaded_is_the_same(mode, tmp_path):
     config = GraphMertConfig(num_relations=3, relation_names=["a", "b", "c"], decay_mode=mode, num_roots=16)
     config.save_pretrained(tmp_path)
     assert GraphMertConfig.from_pretrained(tmp_path).to_dict() == config.to_dict()
-    assert json.loads((tmp_path / "config.json").read_text())["auto_map"] == AUTO_MAP
+    saved = json.loads((tmp_path / "config.json").read_text())
+    assert saved["auto_map"] == AUTO_MAP
+    # Written out even where it is the default, which may change: a checkpoint keeps the one that it was trained with.
+    assert saved["decay_mode"] == mode
     assert (tmp_path / "configuration_graphmert.py").exists()
 
 

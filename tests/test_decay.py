@@ -150,14 +150,26 @@ def test_the_table_reaches_the_longest_distance():
     assert torch.equal(one, other)
 
 
-def test_far_nodes_lose_attention():
-    model = tiny_model(GraphMertModel, attn_implementation="eager", dtype=torch.float32, decay_base=0.1)
+def test_far_nodes_lose_attention_to_an_added_decay():
+    options = {"attn_implementation": "eager", "dtype": torch.float32, "decay_base": 0.1, "decay_mode": "bias"}
+    model = tiny_model(GraphMertModel, **options)
     with torch.no_grad():
         for layer in model.encoder.layer:
             layer.attention.self.query.weight.zero_()
             layer.attention.self.query.bias.zero_()
         weights = model(torch.arange(4, 34)[None], output_attentions=True).attentions[0][0, 0, 0]
     assert (weights[2:-1] > weights[3:]).all()
+
+
+def test_far_nodes_are_averaged_by_a_multiplied_decay():
+    options = {"attn_implementation": "eager", "dtype": torch.float32, "decay_base": 0.01}
+    model = tiny_model(GraphMertModel, decay_mode="multiplicative", **options)
+    with torch.no_grad():
+        weights = model(torch.arange(4, 40)[None], output_attentions=True).attentions[0][0, :, 0]
+    near, far = weights[:, :4], weights[:, 28:]
+    # The same weight for all of them, which is neither the smallest nor nothing.
+    torch.testing.assert_close(far, far[:, :1].expand_as(far), rtol=1e-4, atol=0)
+    assert (near.std(-1) > 100 * far.std(-1)).all() and (near.min(-1)[0] < far[:, 0]).any()
 
 
 def test_padding_stays_finite_and_without_effect():

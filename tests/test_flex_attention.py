@@ -34,9 +34,10 @@ def test_distances_of_all_pairs():
         assert distance(b, i, k) == expected[b, i, k]
 
 
-def test_scores_are_the_decay_of_the_equation():
+@pytest.mark.parametrize("mode", ["bias", "multiplicative"])
+def test_scores_are_the_decay_of_the_equation(mode):
     """score_mod in float64 for all pairs and heads, against the equation."""
-    inputs, model = packed_batch(graphs(sizes=(3, 2))), tiny_model(GraphMertModel)
+    inputs, model = packed_batch(graphs(sizes=(3, 2))), tiny_model(GraphMertModel, decay_mode=mode)
     attention = FlexAttention(inputs["graph_ids"], inputs["root_index"], inputs["leaf_index"], model.decay)
     num_rows, num_nodes = inputs["graph_ids"].shape
     zero, heads = torch.zeros((), dtype=torch.float64), range(4)
@@ -44,6 +45,7 @@ def test_scores_are_the_decay_of_the_equation():
         for h in heads:
             score = zero + attention.value_HT[h, attention.distance(b, i, k)]
             expected = naive.decay(naive.pair_distance(inputs, int(b), int(i), int(k)), model.decay.offset[h], 0.6)
+            expected = expected.exp() if mode == "multiplicative" else expected
             torch.testing.assert_close(score, expected.detach(), rtol=1e-12, atol=1e-14)
 
 
