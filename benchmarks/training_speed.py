@@ -30,7 +30,7 @@ from transformers import RobertaConfig, RobertaForMaskedLM
 
 from ..chain_graphs import WindowDataset, load_chain_graphs
 from ..collator import GraphMertCollator
-from ..configuration_graphmert import GraphMertConfig
+from ..configuration_graphmert import DECAY_MODES, GraphMertConfig
 from ..modeling_graphmert import GraphMertForPreTraining
 from .checks import NotEquivalentError, require_equivalence
 from .record import commit, resident_memory, text_table, write_record
@@ -68,6 +68,12 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--dropout", type=float, default=0.1, help="on hidden states (0.1)")
     add("--attention-dropout", type=float, default=0.0, help="on attention weights (0)")
     add("--attention", default="sdpa", choices=("sdpa", "eager"), help="backend of every arm (sdpa)")
+    add(
+        "--decay-mode",
+        choices=[mode for mode in DECAY_MODES if mode is not None],
+        default=GraphMertConfig.decay_mode,
+        help="how attention decays in the arms with a graph (%(default)s)",
+    )
     add("--threads", type=int, default=2, help="CPU threads (2)")
     add("--seed", type=int, default=0, help="of the choice of windows (0)")
     add("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to measure (everything)")
@@ -101,9 +107,10 @@ def build_model(arm: str, args: argparse.Namespace, vocab_size: int, num_roots: 
         "attn_implementation": args.attention,
     }
     torch.manual_seed(0)
-    if arm == "graph-free packed":
-        sizes |= {"use_hgat": False, "decay_mode": None}
     if not arm.startswith("roberta"):
+        sizes["decay_mode"] = args.decay_mode
+        if arm == "graph-free packed":
+            sizes |= {"use_hgat": False, "decay_mode": None}
         return GraphMertForPreTraining(GraphMertConfig(num_roots=num_roots, mnm_target="relation", **sizes)).train()
     return RobertaForMaskedLM(RobertaConfig(type_vocab_size=1, **sizes)).train()
 

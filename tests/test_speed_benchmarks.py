@@ -76,6 +76,9 @@ def test_graph_free_packed_rows_are_those_of_the_graph():
     args = training_speed.parse_arguments(["--dataset", "unused", "--layers", "1", "--hidden-size", "64"])
     model = training_speed.build_model("graph-free packed", args, 60)
     assert model.roberta.hgat is None and model.roberta.decay is None
+    for mode in ("multiplicative", "bias"):
+        args.decay_mode = mode
+        assert training_speed.build_model("graphmert packed", args, 60).config.decay_mode == mode
     optimizer = torch.optim.AdamW(model.parameters())
     before = model.lm_head.dense.weight.clone()
     training_speed.step("graph-free packed", model, optimizer, free)
