@@ -21,7 +21,7 @@ DEFAULT_RELATION_NAMES = (
     "imports",
     "flows_to",
 )
-DECAY_MODES = ("multiplicative", "bias", None)
+DECAY_MODES = ("bias", "multiplicative", None)
 MNM_TARGETS = ("relation", "tail", "both")
 LEAF_POSITIONS = ("slot", "root", "root_slot")
 HGAT_INITS = ("zeros", "normal", "identity")
@@ -64,7 +64,7 @@ class GraphMertConfig(RobertaConfig):
         head_memory_keys: keys of heads whose tails in other projects are remembered (`HeadMemory`); 0 for no memory.
         head_memory_folds: groups of projects that these are kept apart for.
         head_memory_answers: the most first word pieces of tails that are kept for a key and group.
-        decay_mode: "multiplicative" multiplies attention logits by exp(g(d)), "bias" adds g(d) to them, None leaves
+        decay_mode: "bias" adds g(d) to attention logits, "multiplicative" multiplies them by exp(g(d)), None leaves
             attention as it is.
         decay_base: lambda of the decay, between 0 and 1.
         decay_offset_init: first value of the learnable offset p of each head.
@@ -108,7 +108,7 @@ class GraphMertConfig(RobertaConfig):
     head_memory_keys: int = 0
     head_memory_folds: int = 4
     head_memory_answers: int = 2
-    decay_mode: str | None = "multiplicative"
+    decay_mode: str | None = "bias"
     decay_base: float = 0.6
     decay_offset_init: float = 1.0
     leaf_position: str = "root_slot"

@@ -57,7 +57,7 @@ class CheckedLoading:
         where = {name: options[name] for name in names if name in options}
         saved, _ = cls.config_class.get_config_dict(path, **where)
         parts = set() if saved.get("use_hgat", True) else {"hgat"}
-        if saved.get("decay_mode", "multiplicative") is None:
+        if saved.get("decay_mode", "bias") is None:
             parts.add("decay")
         # A model without leaves has no slots, whatever their position would be.
         if saved.get("leaf_position", "slot") != "root_slot" or saved.get("leaves_per_root", 1) == 0:

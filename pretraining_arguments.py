@@ -64,11 +64,11 @@ class ModelArguments:
         },
     )
     decay_mode: str = field(
-        default="multiplicative",
+        default="bias",
         metadata={
-            "help": "How attention decays with graph distance: the decay is multiplied into its logits, or its logarithm is "
-            "added to them (the paper's prose), or not at all.",
-            "choices": ["multiplicative", "bias", "none"],
+            "help": "How attention decays with graph distance: the decay's logarithm is added to its logits, or they are "
+            "multiplied by the decay (masked tokens are predicted better, code search is worse), or not at all.",
+            "choices": ["bias", "multiplicative", "none"],
         },
     )
     decay_base: float = field(default=0.6, metadata={"help": "Lambda of the attention decay, between 0 and 1."})

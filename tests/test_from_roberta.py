@@ -131,7 +131,7 @@ def test_decay_changes_the_function_from_the_start_and_says_so(tmp_path):
     model = GraphMertForMaskedLM.from_roberta(tmp_path, **GRAPH, verbose=False)
     with torch.no_grad():
         assert not torch.allclose(model(**_inputs()).logits, roberta(**_inputs()).logits, atol=1e-3)
-    assert any("decay_mode='multiplicative'" in note for note in model.conversion_report.notes)
+    assert any("decay_mode='bias'" in note for note in model.conversion_report.notes)
 
 
 def test_checkpoint_without_lm_head(tmp_path):
