@@ -312,8 +312,9 @@ def test_steps_in_the_same_time(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in CONFIGS.glob("*.yaml")))
 def test_shipped_settings_are_valid(name, tmp_path):
+    assert len(read_setting(CONFIGS / f"{name}.yaml").seeds) >= 3
     setting = read_setting(CONFIGS / f"{name}.yaml", seeds=[0])
-    assert setting.baseline in setting.rows and setting.description
+    assert {setting.baseline, setting.recipe} <= set(setting.rows) and setting.description
     assert set(setting.headline["rows"]) <= set(setting.rows)
     rows = []
     for run in runs_of(setting, tmp_path):
