@@ -171,6 +171,33 @@ def check_vocab_size(vocab_size: int) -> None:
         raise BuildError(f"--vocab-size is {vocab_size}; a byte-level vocabulary needs at least {smallest} entries")
 
 
+def read_tokenizer(path_or_id: str | Path, **options) -> "PreTrainedTokenizerFast":
+    """A tokenizer as its files are, without the checks of `load_tokenizer`; runs no code that lies beside them.
+
+    Args:
+        path_or_id: a directory or a hub id.
+        **options: of `from_pretrained`, such as `local_files_only`.
+
+    Raises:
+        ValueError: there is none, or its files are damaged; the message begins with `path_or_id`.
+    """
+    from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerFast
+
+    try:
+        # A checkpoint of GraphMERT names code of its own, which AutoTokenizer would ask on the terminal to run.
+        config, _ = PreTrainedConfig.get_config_dict(path_or_id, **options)
+        if config.get("model_type") == "graphmert":
+            return PreTrainedTokenizerFast.from_pretrained(path_or_id, **options)
+        return AutoTokenizer.from_pretrained(path_or_id, trust_remote_code=False, **options)
+    # `tokenizers` raises Exception itself for a file that it cannot parse, transformers KeyError, TypeError and more.
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"{path_or_id}: the tokenizer cannot be loaded ({type(error).__name__}: {reason}); its files must be there and "
+            "whole"
+        ) from error
+
+
 def load_tokenizer(path_or_id: str) -> "PreTrainedTokenizerFast":
     """Load a tokenizer and check that chain graphs can be made with it.
 
@@ -182,13 +209,10 @@ def load_tokenizer(path_or_id: str) -> "PreTrainedTokenizerFast":
     """
     if looks_local(path_or_id) and not Path(path_or_id).expanduser().exists():
         raise BuildError(f"--tokenizer {path_or_id}: does not exist")
-    from transformers import AutoTokenizer
-
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path_or_id)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise BuildError(f"--tokenizer {path_or_id}: cannot be loaded ({type(error).__name__}: {reason})") from error
+        tokenizer = read_tokenizer(path_or_id)
+    except ValueError as error:
+        raise BuildError(f"--tokenizer {error}") from error
     check_tokenizer(tokenizer, path_or_id)
     return tokenizer
 

@@ -1,6 +1,7 @@
 """Tokenizers trained here: edges shared with names, offsets, determinism; and what is refused."""
 
 import io
+import json
 import keyword
 import sysconfig
 import tokenize
@@ -149,6 +150,29 @@ def test_tokenizers_that_cannot_be_used_are_refused(tmp_path):
         load_tokenizer(str(tmp_path.parent))
     with pytest.raises(BuildError, match="not a fast tokenizer"):
         check_tokenizer(object(), "slow")
+
+
+def test_no_code_is_run_or_asked_for(tokenizer, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr("builtins.input", lambda *prompt: asked.append(prompt) or "n")
+    tokenizer.save_pretrained(tmp_path)
+    values = {"model_type": "graphmert", "auto_map": {"AutoConfig": "code.Config", "AutoModel": "code.Model"}}
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    (tmp_path / "code.py").write_text("raise SystemExit")
+    assert load_tokenizer(str(tmp_path)).get_vocab() == tokenizer.get_vocab()
+    assert not asked
+    # Another model's code is not asked for either.
+    (tmp_path / "config.json").write_text(json.dumps({**values, "model_type": "other"}))
+    load_tokenizer(str(tmp_path))
+    assert not asked
+
+
+@pytest.mark.parametrize("text", ['{"a": 1}', "[1]", "{not json", "", '{"added_tokens": [], "model": {"type": "x"}}'])
+def test_damaged_tokenizers_are_refused(tokenizer, tmp_path, text):
+    tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").write_text(text)
+    with pytest.raises(BuildError, match=f"--tokenizer {tmp_path}: the tokenizer cannot be loaded"):
+        load_tokenizer(str(tmp_path))
 
 
 @pytest.mark.skipif(not CODEBERT.is_dir(), reason="CodeBERT's tokenizer is not here")
