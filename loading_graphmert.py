@@ -1,7 +1,12 @@
 """Loading that refuses a checkpoint which is not the model's; travels with a checkpoint."""
 
+import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from torch import nn
 
 
@@ -26,19 +31,21 @@ class CheckedLoading:
         `use_safetensors` is True unless given: weights in `pytorch_model.bin` are not read.
 
         Raises:
-            ValueError: tensors of the encoder are missing, a head is there in part, or shapes differ from the
-                configuration's (the last not with `ignore_mismatched_sizes=True`).
+            ValueError: files of weights are damaged, a value of the configuration has the wrong type, tensors of the
+                encoder are missing, a head is there in part, or shapes differ from the configuration's (the last not
+                with `ignore_mismatched_sizes=True`).
             OSError: there are no weights in safetensors.
         """
         kwargs.setdefault("use_safetensors", True)
         # Sizes are compared below, where the message can name the tensors.
-        model, report = super().from_pretrained(
-            pretrained_model_name_or_path,
-            *model_args,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-            **kwargs,
-        )
+        with damage_named(pretrained_model_name_or_path):
+            model, report = super().from_pretrained(
+                pretrained_model_name_or_path,
+                *model_args,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                **kwargs,
+            )
         missing, problem = set(report["missing_keys"]), None
         if missing:
             problem = _missing_parts(model, missing, cls._parts_switched_on(pretrained_model_name_or_path, kwargs))
@@ -65,6 +72,18 @@ class CheckedLoading:
         if not saved.get("head_memory_keys") or saved.get("leaves_per_root", 1) == 0:
             parts.add("head_memory")
         return parts
+
+
+@contextmanager
+def damage_named(path: str | os.PathLike | None) -> Iterator[None]:
+    """Make the libraries' errors about damaged files, which name none of them, a `ValueError` that names the checkpoint."""
+    try:
+        yield
+    # A config.json that is not JSON is an OSError with its name; what is left to parse is the index of the weights.
+    except (SafetensorError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"the weights of {path} are damaged, copy them again ({error})") from error
+    except StrictDataclassError as error:
+        raise ValueError(f"the configuration of {path} does not fit: {' '.join(str(error).split())}") from error
 
 
 def _wrong_sizes(mismatched) -> str | None:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tiny_model import RELATIONS, tiny_config, tiny_model
 from tiny_pretraining import tiny_model as trained_model
@@ -121,9 +120,17 @@ def test_wrong_shapes_are_refused(saved):
     with pytest.raises(ValueError, match=text):
         GraphMertForPreTraining.from_pretrained(saved)
     GraphMertForPreTraining.from_pretrained(saved, ignore_mismatched_sizes=True)
+
+
+@pytest.mark.parametrize("size", [0, 100, 10_000])
+def test_damaged_weights_are_refused(saved, size):
     content = (saved / "model.safetensors").read_bytes()
-    (saved / "model.safetensors").write_bytes(content[: len(content) // 2])
-    with pytest.raises(SafetensorError):
+    (saved / "model.safetensors").write_bytes(content[:size])
+    with pytest.raises(ValueError, match=f"the weights of {saved} are damaged, copy them again"):
+        GraphMertForPreTraining.from_pretrained(saved)
+    (saved / "model.safetensors").unlink()
+    (saved / "model.safetensors.index.json").write_bytes(content[:size])
+    with pytest.raises(ValueError, match=f"the weights of {saved} are damaged, copy them again"):
         GraphMertForPreTraining.from_pretrained(saved)
 
 
@@ -142,6 +149,7 @@ def test_wrong_shapes_are_refused(saved):
         ({"num_hidden_layers": 3}, "tensors of the encoder are missing"),
         ({"num_roots": 10**6}, "max_position_embeddings"),
         ({"decay_base": 7.0}, "decay_base"),
+        ({"hidden_size": "32"}, "the configuration of .*model does not fit: .*'hidden_size' expected int, got str"),
     ],
 )
 def test_configuration_that_does_not_fit(saved, values, text):
