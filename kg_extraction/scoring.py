@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from ..chain_graphs.tokenizer import check_tokenizer
+from ..chain_graphs.tokenizer import check_tokenizer, read_tokenizer
 from ..code_graph.schema import RELATION_NAMES
 from .decoding import TailTrie
 from .project import Corpus
@@ -67,10 +67,9 @@ def load_checkpoint(directory: str | Path, device: str = "cpu"):
         `GraphMertForPreTraining` in evaluation mode, and the tokenizer.
 
     Raises:
-        ValueError: no such directory, another kind of model, weights missing, or relations that are not the code graph's.
+        ValueError: no such directory, another kind of model, files that are missing or damaged, relations that are not the
+            code graph's, or a device that is not there.
     """
-    from transformers import PreTrainedTokenizerFast
-
     from ..modeling_graphmert import GraphMertForPreTraining
 
     directory = Path(directory)
@@ -82,10 +81,9 @@ def load_checkpoint(directory: str | Path, device: str = "cpu"):
         model, loading = GraphMertForPreTraining.from_pretrained(
             directory, use_safetensors=True, output_loading_info=True, local_files_only=True
         )
-        # Not through AutoTokenizer, which would ask to run the code that lies beside the weights.
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(directory, local_files_only=True)
+        tokenizer = read_tokenizer(directory, local_files_only=True)
         check_tokenizer(tokenizer, str(directory))
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, AttributeError, TypeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"--model {directory}: cannot be loaded ({type(error).__name__}: {reason})") from error
     missing = sorted(name for name in loading["missing_keys"] if "decoder" not in name)
@@ -113,7 +111,12 @@ def load_checkpoint(directory: str | Path, device: str = "cpu"):
         raise ValueError(
             f"--model {directory}: leaves_per_root is 0; a model without leaves cannot be asked for facts"
         )
-    return model.eval().to(device), tokenizer
+    try:
+        model.eval().to(device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).split("\n")[0]
+        raise ValueError(f"--device {device}: cannot be used ({reason})") from error
+    return model, tokenizer
 
 
 def check_modes(modes: Sequence[str], mnm_target: str) -> None:

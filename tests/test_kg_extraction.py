@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -415,6 +416,8 @@ def test_command_writes_facts_calibration_patch_and_stubs(checkpoints, tmp_path,
         ({"--relations": "has_typ"}, "unknown relation 'has_typ'"),
         ({"--formats": "rdf"}, "unknown format 'rdf'"),
         ({"--model": "nowhere"}, "no config.json there"),
+        ({"--device": "foo"}, "--device foo: cannot be used"),
+        ({"--device": "cuda:99"}, "--device cuda:99: cannot be used"),
         ({"--source": "dir:nowhere"}, "does not exist"),
         ({"--threshold": "2"}, "between 0 and 1"),
         ({"--calibration": "nowhere.json"}, "not a calibration.json"),
@@ -429,6 +432,26 @@ def test_mistakes_are_one_line_and_exit_code_2(checkpoints, tmp_path, capsys, ch
     assert main([part for pair in {**given, **changed}.items() for part in pair]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("graphmert-extract: error: ") and message in error
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("model.safetensors", "", "are damaged, copy them again"),
+        ("config.json", "{not json", "is not a valid JSON file"),
+        ("config.json", "[1]", "cannot be loaded (AttributeError"),
+        ("tokenizer.json", '{"a": 1}', "the tokenizer cannot be loaded (KeyError: 'added_tokens')"),
+        ("tokenizer.json", "[1]", "the tokenizer cannot be loaded (TypeError"),
+        ("tokenizer.json", "{not json", "the tokenizer cannot be loaded (JSONDecodeError"),
+    ],
+)
+def test_damaged_checkpoints_are_named(checkpoints, tmp_path, file, text, message):
+    directory = tmp_path / "model"
+    shutil.copytree(checkpoints / "relation", directory)
+    (directory / file).write_text(text)
+    with pytest.raises(ValueError, match=re.escape(message)) as caught:
+        load_checkpoint(directory)
+    assert str(caught.value).startswith(f"--model {directory}: cannot be loaded")
 
 
 def test_options_come_from_a_file_and_the_command_line_overrides_them(tmp_path):
