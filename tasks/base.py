@@ -38,13 +38,13 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 import torch
 from tqdm.auto import tqdm
-from transformers import PreTrainedTokenizerFast
 from transformers.utils import logging
 
-from ..chain_graphs.tokenizer import check_tokenizer
+from ..chain_graphs.tokenizer import check_tokenizer, read_tokenizer
 from ..chain_graphs.windows import WindowDataset
 from ..collator import GraphMertCollator
 from ..configuration_graphmert import GraphMertConfig
+from ..loading_graphmert import damage_named
 from ..modeling_graphmert import GraphMertForPreTraining, GraphMertForPreTrainingOutput, parameter_counts
 from ..pretraining_metrics import DIAGNOSTIC_INPUTS
 from ..run_summary import environment, file_sha256
@@ -208,22 +208,41 @@ class TaskContext:
 
     @cached_property
     def _model(self) -> GraphMertForPreTraining:
-        model_type = json.loads((self.model_dir / "config.json").read_text(encoding="utf-8")).get("model_type")
-        if model_type == "roberta":
-            # A plain encoder: nothing of the graph, and its own positions.
-            model = GraphMertForPreTraining.from_roberta(
-                str(self.model_dir), verbose=False, use_hgat=False, decay_mode=None, leaves_per_root=0
-            )
-        elif model_type == "graphmert":
-            model, report = GraphMertForPreTraining.from_pretrained(self.model_dir, output_loading_info=True)
-            # The tied decoder and heads that a task does not use may be missing; the encoder must be whole.
-            missing = sorted(name for name in report["missing_keys"] if name.startswith("roberta."))
-            if missing:
-                raise ValueError(f"--model {self.model_dir}: the weights lack {', '.join(missing[:3])}")
-            self.missing_parameters = sorted(report["missing_keys"])
-        else:
-            raise ValueError(f"--model {self.model_dir}: model_type is {model_type!r}, not graphmert or roberta")
+        model_type = self._model_type()
+        try:
+            with damage_named(self.model_dir):
+                model = self._load_graphmert() if model_type == "graphmert" else self._load_roberta()
+        except (OSError, ValueError, KeyError, RuntimeError, AttributeError, TypeError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise ValueError(
+                f"--model {self.model_dir}: cannot be loaded ({type(error).__name__}: {reason})"
+            ) from error
         return model.to(self.device).eval()
+
+    def _model_type(self) -> str:
+        """What config.json says, where it is a kind of model that can be judged."""
+        try:
+            model_type = json.loads((self.model_dir / "config.json").read_text(encoding="utf-8")).get("model_type")
+        except (OSError, ValueError, AttributeError) as error:
+            raise ValueError(f"--model {self.model_dir}: config.json cannot be read ({error})") from error
+        if model_type not in ("graphmert", "roberta"):
+            raise ValueError(f"--model {self.model_dir}: model_type is {model_type!r}, not graphmert or roberta")
+        return model_type
+
+    def _load_graphmert(self) -> GraphMertForPreTraining:
+        model, report = GraphMertForPreTraining.from_pretrained(self.model_dir, output_loading_info=True)
+        # The tied decoder and heads that a task does not use may be missing; the encoder must be whole.
+        missing = sorted(name for name in report["missing_keys"] if name.startswith("roberta."))
+        if missing:
+            raise ValueError(f"the weights lack {', '.join(missing[:3])}")
+        self.missing_parameters = sorted(report["missing_keys"])
+        return model
+
+    def _load_roberta(self) -> GraphMertForPreTraining:
+        # A plain encoder: nothing of the graph, and its own positions.
+        return GraphMertForPreTraining.from_roberta(
+            str(self.model_dir), verbose=False, use_hgat=False, decay_mode=None, leaves_per_root=0
+        )
 
     missing_parameters: list[str] = []
     """Names of parameters that the checkpoint does not hold, so that they are new and random."""
@@ -245,8 +264,10 @@ class TaskContext:
         """The checkpoint's tokenizer."""
         if not (self.model_dir / "tokenizer.json").is_file():
             raise ValueError(f"--model {self.model_dir}: no fast tokenizer there (no tokenizer.json)")
-        # Not AutoTokenizer: it would ask whether to run the checkpoint's own code.
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(self.model_dir)
+        try:
+            tokenizer = read_tokenizer(self.model_dir)
+        except ValueError as error:
+            raise ValueError(f"--model {error}") from error
         check_tokenizer(tokenizer, str(self.model_dir))
         return tokenizer
 

@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import math
+import re
+import shutil
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -13,6 +15,7 @@ import torch
 from tiny import window
 from tiny_tasks import LEAVES, checkpoint, context, corpora, scratch
 from torch.nn import functional as F
+from transformers import RobertaConfig, RobertaModel
 
 import graphmert.tasks.masked_language_model as mlm
 import graphmert.tasks.tail_prediction as tails
@@ -370,6 +373,45 @@ def test_wrong_input_is_one_line_and_status_2(argv, message, capsys):
         status = stopped.code
     error = capsys.readouterr().err
     assert status == 2 and message in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("model.safetensors", "", "are damaged, copy them again"),
+        ("config.json", "{not json", "config.json cannot be read"),
+        ("config.json", "[1]", "config.json cannot be read"),
+        (
+            "config.json",
+            '{"model_type": "graphmert"}',
+            "cannot be loaded (ValueError: GraphMertConfig: relation_names",
+        ),
+        ("config.json", '{"model_type": "roberta", "hidden_size": "16"}', "'hidden_size' expected int, got str"),
+        ("config.json", '{"model_type": "roberta", "hidden_act": "x"}', "cannot be loaded (KeyError: 'x')"),
+        ("config.json", '{"model_type": "bert"}', "model_type is 'bert', not graphmert or roberta"),
+        ("tokenizer.json", '{"a": 1}', "the tokenizer cannot be loaded (KeyError: 'added_tokens')"),
+        ("tokenizer.json", "{not json", "the tokenizer cannot be loaded (JSONDecodeError"),
+    ],
+)
+def test_damaged_checkpoints_are_named(tmp_path, file, text, message):
+    directory = tmp_path / "model"
+    shutil.copytree(checkpoint(), directory)
+    (directory / file).write_text(text)
+    with pytest.raises(ValueError, match=re.escape(message)) as caught:
+        opened = context(directory)
+        _ = opened.model(), opened.tokenizer
+    assert str(caught.value).startswith(f"--model {directory}: ")
+
+
+def test_damaged_weights_of_a_roberta_are_named(tmp_path):
+    config = RobertaConfig(
+        vocab_size=9, hidden_size=4, num_hidden_layers=1, num_attention_heads=1, intermediate_size=4
+    )
+    RobertaModel(config).save_pretrained(tmp_path)
+    assert context(tmp_path).model().config.leaves_per_root == 0
+    (tmp_path / "model.safetensors").write_text("")
+    with pytest.raises(ValueError, match="are damaged, copy them again"):
+        context(tmp_path).model()
 
 
 def test_help_lists_the_tasks_and_loads_nothing_heavy():
