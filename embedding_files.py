@@ -30,10 +30,11 @@ def load_encoder(path_or_id: str | Path, **options) -> tuple[GraphMertModel, Gra
         The model in evaluation mode, and the processor, checked against it.
 
     Raises:
-        ValueError: another model, weights that are missing or have other shapes, or files that contradict each other.
+        ValueError: another model, weights that are missing or have other shapes, files that are damaged or that contradict
+            each other; the message names the checkpoint.
         OSError: there is no such checkpoint, or it has no safetensors.
     """
-    processor = GraphMertProcessor.from_pretrained(path_or_id, **options)
+    processor = _load_processor(path_or_id, options)
     # The library's report would name the heads, which are left out on purpose; what is missing is checked below.
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
@@ -41,8 +42,8 @@ def load_encoder(path_or_id: str | Path, **options) -> tuple[GraphMertModel, Gra
         model, info = GraphMertModel.from_pretrained(
             path_or_id, add_pooling_layer=False, use_safetensors=True, output_loading_info=True, **options
         )
-    except RuntimeError as error:
-        # What transformers raises for shapes that differ from the configuration's.
+    except (RuntimeError, KeyError, TypeError, AttributeError) as error:
+        # What transformers raises for sizes and names in the configuration that no model can have.
         raise ValueError(f"the weights of {path_or_id} do not fit its config.json: {error}") from error
     finally:
         logging.set_verbosity(verbosity)
@@ -52,6 +53,22 @@ def load_encoder(path_or_id: str | Path, **options) -> tuple[GraphMertModel, Gra
         )
     processor.check_config(model.config)
     return model.eval(), processor
+
+
+def _load_processor(path_or_id: str | Path, options: dict) -> GraphMertProcessor:
+    try:
+        return GraphMertProcessor.from_pretrained(path_or_id, **options)
+    except (OSError, ImportError):
+        raise
+    # `tokenizers` raises Exception itself for a file that it cannot parse, transformers KeyError, TypeError and more.
+    except Exception as error:
+        if isinstance(error, ValueError) and str(path_or_id) in str(error):
+            raise
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(
+            f"{path_or_id}: tokenizer and processor cannot be loaded ({type(error).__name__}: {reason}); their files must "
+            "be there and whole"
+        ) from error
 
 
 def save_for_sentence_transformers(
@@ -80,7 +97,7 @@ def save_for_sentence_transformers(
     check_pooling(pooling)
     if not (directory / "config.json").exists() or not (directory / "model.safetensors").exists():
         raise ValueError(f"{directory} is no saved GraphMERT model: it needs config.json and model.safetensors")
-    processor = GraphMertProcessor.from_pretrained(directory)
+    processor = _load_processor(directory, {})
     if language is not None:
         # Refused now and not at the first text.
         processor.reader.row("", language)

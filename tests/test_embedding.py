@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 import subprocess
 import sys
 
@@ -194,6 +195,29 @@ def test_tampered_weights_are_refused(tmp_path):
     with pytest.raises(OSError, match="safetensors"):
         load_encoder(directory)
     assert not marker.exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("model.safetensors", "", "are damaged, copy them again"),
+        ("config.json", "{not json", "config.json of"),
+        ("config.json", ("hidden_size", "32"), "'hidden_size' expected int, got str"),
+        ("config.json", ("hidden_act", "x"), "do not fit its config.json: 'x'"),
+        ("config.json", ("num_roots", 32), "the processor has num_roots = 24"),
+        ("tokenizer.json", '{"a": 1}', "cannot be loaded (KeyError: 'added_tokens')"),
+        ("tokenizer.json", '{"added_tokens": [], "model": 1}', "cannot be loaded (Exception: data did not match"),
+        ("tokenizer.json", "{not json", "cannot be loaded (JSONDecodeError"),
+    ],
+)
+def test_damaged_checkpoints_are_named(tmp_path, file, text, message):
+    save_tiny_checkpoint(tmp_path)
+    if isinstance(text, tuple):
+        text = json.dumps({**json.loads((tmp_path / file).read_text()), text[0]: text[1]})
+    (tmp_path / file).write_text(text)
+    with pytest.raises(ValueError, match=re.escape(message)) as caught:
+        load_encoder(tmp_path)
+    assert str(tmp_path) in str(caught.value)
 
 
 # Functions of files
