@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from .chain_graphs.sources import DEFAULT_CACHE_DIR, ReadOptions, SkippedFile, parse_source
+from .command_line import CommandParser
 
 if TYPE_CHECKING:
     import numpy as np
@@ -75,7 +76,7 @@ exit status: 0; 2 for wrong input, with one line on standard error; 130 when sto
 def make_parser() -> argparse.ArgumentParser:
     """The command line; defaults are those of `EmbedArguments`."""
     default = EmbedArguments()
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog=PROGRAM,
         description="Embed the functions or files of code with a GraphMERT model, and search them.",
         epilog=_EPILOG,

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..code_graph import LANGUAGES
+from ..command_line import CommandParser
 from .languages import DEFAULT_LANGUAGES, parse_languages
 from .sources import DEFAULT_CACHE_DIR, BuildError, ReadOptions, Source, parse_source
 from .splitting import check_fractions, split_projects
@@ -93,7 +94,7 @@ where corpus.yaml holds options by their names, for example
 def make_parser() -> argparse.ArgumentParser:
     """The command line; defaults are those of `BuildArguments`."""
     default = BuildArguments(source=[], output="")
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m graphmert.chain_graphs.build",
         description="Build a dataset of leafy chain graphs from source code.",
         epilog=_EPILOG,

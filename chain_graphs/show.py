@@ -5,7 +5,6 @@ the slots. A leaf names the other end of a fact; `calls> json.dumps` is read fro
 from the leaf to the token.
 """
 
-import argparse
 import shutil
 import sys
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from ..code_graph.schema import RELATION_NAMES
+from ..command_line import CommandParser
 from .languages import decode
 from .sources import BuildError
 
@@ -244,7 +244,7 @@ def text_of(code: str, window: Window, first: int, last: int) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; a mistake of the user's is one line on standard error and exit code 2."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m graphmert.chain_graphs.show",
         description="Show a file's leafy chain graph: its windows, their tokens, and what hangs on them. A star marks "
         "leaves that the window does not show.",

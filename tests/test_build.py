@@ -362,6 +362,15 @@ def test_mistakes_are_one_line_and_exit_code_2(tmp_path, capsys):
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
+@pytest.mark.parametrize("option", [["--nonsense"], ["--num-proc", "two"], ["--engine", "x"]])
+def test_wrong_options_are_one_line(option, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--source", "stdlib", *option])
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert option[0] in error and error.count("\n") == 1
+
+
 def test_command_line_comes_before_the_configuration_file(tmp_path):
     (tmp_path / "c.yaml").write_text(
         "source: stdlib\noutput: a\nvalidation_fraction: 0.3\nseed: 5\nvalidation-projects: [x, y]\n"

@@ -358,6 +358,16 @@ def test_the_command_refuses_in_one_line(project, checkpoint, tmp_path, capsys):
     assert "made with another model" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("option", [["--nonsense"], ["--top", "many"], ["--unit", "class"]])
+def test_wrong_options_are_one_line(option, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--model", "x", "--source", "stdlib", "--query", "x", *option])
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert option[0] in error
+    assert error.count("\n") == 1
+
+
 HELP = """
 import sys
 from graphmert.embed_code import main

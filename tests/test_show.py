@@ -143,6 +143,16 @@ def test_mistakes_are_one_line(tmp_path, capsys, name, data, message):
     assert error.count("\n") == 1
 
 
+@pytest.mark.parametrize("option", [["--nonsense"], ["--num-roots", "many"]])
+def test_wrong_options_are_one_line(file, capsys, option):
+    with pytest.raises(SystemExit) as stop:
+        show.main([str(file), *option])
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert option[0] in error
+    assert error.count("\n") == 1
+
+
 def test_without_a_tokenizer_one_is_made(file, capsys):
     assert show.main([str(file)]) == 0
     assert "text  <flows_to path" in capsys.readouterr().out
