@@ -104,7 +104,7 @@ class CodeEmbeddingMixin:
             float32 (texts, D), or (D,) for one text.
 
         Raises:
-            ValueError: an argument out of range, or a processor that is not of this model.
+            ValueError: an argument out of range, a text with a lone surrogate, or a processor that is not of this model.
 
         Example:
 
@@ -213,7 +213,15 @@ class _Reader:
         if self.has_graph:
             windows = self.processor.read_windows(texts, languages)
             return windows, [window["text"] for window in windows]
-        encoded = self.processor(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
+        for text in texts:
+            if not isinstance(text, str):
+                raise ValueError(f"a text must be a str (decode bytes first), not {type(text).__name__}")
+        # Line ends as the processor, and a dataset before it, reads them.
+        texts = [text.replace("\r\n", "\n").replace("\r", "\n") for text in texts]
+        try:
+            encoded = self.processor(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
+        except TypeError as error:
+            raise ValueError("a text holds a lone surrogate, which no tokenizer reads; take it out") from error
         # As long as the windows of pretraining, though the model has more positions: the later ones were leaves'.
         size = self.config.num_roots - 2
         windows, text_of = [], []

@@ -186,7 +186,7 @@ class GraphMertProcessor(ProcessorMixin):
             that each window is of. With `edge_relations` also `root_distance`: int16 (windows, R, R).
 
         Raises:
-            ValueError: no text, an unknown language, or arguments that contradict each other.
+            ValueError: no text, one with a lone surrogate, an unknown language, or arguments that contradict each other.
         """
         if kwargs:
             raise ValueError(f"unknown argument {next(iter(kwargs))!r} of GraphMertProcessor")

@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from ..code_graph import CodeGraph, extract
 from ..code_graph.schema import RELATION_IDS, RELATION_NAMES
+from .languages import normalize_newlines
 from .linking import ROW_COLUMNS, LeafEncoder, corpus_backend, link_file
 from .windows import WindowDataset, check_relations
 
@@ -64,17 +65,26 @@ class CodeReader:
         self.statistics: Counter = Counter()
 
     def row(self, code: str, language: str | None) -> dict[str, np.ndarray]:
-        """The columns of `linking.ROW_COLUMNS` for one text.
+        """The columns of `linking.ROW_COLUMNS` for one text; characters are counted with line ends as "\\n".
 
         Args:
             code: the text.
             language: one of `code_graph.LANGUAGES`, or None for a text without a graph.
 
         Raises:
-            ValueError: the text is no string, or the language is not read.
+            ValueError: the text is no string or holds a lone surrogate, or the language is not read.
         """
         if not isinstance(code, str):
             raise ValueError(f"code must be a str (decode bytes first), not {type(code).__name__}")
+        try:
+            code.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"the text {code[:40]!r} holds a lone surrogate at character {error.start}, which no tokenizer reads; "
+                "take it out"
+            ) from error
+        # As corpora are read (`sources.py`), so that a model meets no line end that it was not trained on.
+        code = normalize_newlines(code)
         graph = CodeGraph() if language is None else extract(code, language)
         if len(self._known) < len(RELATION_NAMES):
             triples = [triple for triple in graph.triples if triple.relation in self._known]
@@ -139,7 +149,7 @@ def part_of_row(row: dict[str, np.ndarray], char_start: int, char_end: int) -> d
 
     Args:
         row: columns of `linking.ROW_COLUMNS`.
-        char_start, char_end: the part, in characters of the file.
+        char_start, char_end: the part, in characters of the file, line ends as "\\n".
 
     Returns:
         Columns of the same names, counted from the part's first token.

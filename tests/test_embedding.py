@@ -95,6 +95,13 @@ def test_a_plain_tokenizer_gives_the_vectors_without_a_graph(parts):
     np.testing.assert_allclose(mixed, np.stack([graph[0], words[1]]), atol=1e-5)
 
 
+def test_line_ends_change_no_vector(parts):
+    model, processor = parts
+    windows = [code.replace("\n", "\r\n") for code in CODES]
+    for reader in (processor, tiny_tokenizer()):
+        np.testing.assert_array_equal(model.encode(windows, reader), model.encode(CODES, reader))
+
+
 def test_encode_leaves_the_model_as_it_was(parts):
     model, processor = parts
     model.train()
@@ -118,6 +125,11 @@ def test_what_encode_refuses(parts):
         model.encode(CODES, processor, language=["python"])
     with pytest.raises(ValueError, match="a GraphMertProcessor or a fast tokenizer, got str"):
         model.encode(CODES, "runs/small")
+    for reader in (processor, tiny_tokenizer()):
+        with pytest.raises(ValueError, match="a lone surrogate"):
+            model.encode('x = "\ud800"', reader)
+        with pytest.raises(ValueError, match=r"must be a str \(decode bytes first\), not bytes"):
+            model.encode([b"x = 1"], reader)
     other = tiny_model(GraphMertModel, dtype=torch.float32)
     with pytest.raises(ValueError, match="the processor has relation_names"):
         other.encode(CODES, processor)

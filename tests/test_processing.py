@@ -100,6 +100,24 @@ def test_a_text_without_language_has_no_graph():
     assert [len(row) for row in rows[:-1]] == [NUM_ROOTS - 2] * (len(rows) - 1)
 
 
+@pytest.mark.parametrize("language", ["python", "java", None])
+def test_line_ends_are_those_of_a_dataset(language):
+    processor = make()
+    code = (
+        "def f(x: int):\n\n    return g(x)\n"
+        if language == "python"
+        else "class A {\n int f(int x) { return x; }\n}\n"
+    )
+    for line_end in ("\r\n", "\r"):
+        assert processor(code.replace("\n", line_end), language) == processor(code, language)
+
+
+@pytest.mark.parametrize("language", ["python", None])
+def test_a_lone_surrogate_is_refused(language):
+    with pytest.raises(ValueError, match=r"'x = \"\\ud800\"' holds a lone surrogate at character 5"):
+        make()(["x = 1", 'x = "\ud800"'], language)
+
+
 def test_special_tokens_in_code_are_text_and_the_tokenizer_stays_as_it_was():
     tokenizer = tiny_tokenizer()
     tokenizer.backend_tokenizer.enable_truncation(5)
