@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from .chain_graphs.sources import DEFAULT_CACHE_DIR, ReadOptions, SkippedFile, parse_source
-from .command_line import CommandParser
+from .command_line import CommandParser, check_output_file
 
 if TYPE_CHECKING:
     import numpy as np
@@ -131,6 +131,8 @@ def parse_arguments(argv: list[str] | None = None) -> EmbedArguments:
     for name in ("batch_size", "top", "max_file_bytes"):
         if getattr(arguments, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} is {getattr(arguments, name)}; it must be at least 1")
+    if arguments.output:
+        check_output_file("--output", arguments.output)
     if arguments.output and Path(arguments.output).exists() and not arguments.overwrite:
         raise ValueError(f"--output {arguments.output} exists; choose another file or add --overwrite")
     return arguments

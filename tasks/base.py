@@ -43,6 +43,7 @@ from transformers.utils import logging
 from ..chain_graphs.tokenizer import check_tokenizer, read_tokenizer
 from ..chain_graphs.windows import WindowDataset
 from ..collator import GraphMertCollator
+from ..command_line import check_output_file
 from ..configuration_graphmert import GraphMertConfig
 from ..loading_graphmert import damage_named
 from ..modeling_graphmert import GraphMertForPreTraining, GraphMertForPreTrainingOutput, parameter_counts
@@ -128,6 +129,8 @@ class TaskArguments:
                 raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
         if self.cache_dir is not None and Path(self.cache_dir).exists() and not Path(self.cache_dir).is_dir():
             raise ValueError(f"--cache-dir {self.cache_dir} is not a directory")
+        if self.output is not None:
+            check_output_file("--output", self.output)
         if self.save_examples and self.output is None:
             raise ValueError("--save-examples needs --output: its files lie beside the report")
 

@@ -347,6 +347,11 @@ def test_the_command_refuses_in_one_line(project, checkpoint, tmp_path, capsys):
         (common, "give --source to embed code, or --index"),
         ([*common, "--source", "stdlib"], "nothing to do"),
         ([*common, "--source", "stdlib", "--output", str(output)], "exists; choose another file or add --overwrite"),
+        (
+            [*common, "--source", "stdlib", "--output", str(project), "--overwrite"],
+            "project is a directory; name a file",
+        ),
+        ([*common, "--source", "stdlib", "--output", str(config / "x.parquet")], "wrong.yaml is not a directory"),
         ([*common, "--source", "ftp:x", "--query", "x"], "unknown source"),
         ([*common, "--source", f"dir:{tmp_path / 'gone'}", "--query", "x"], "does not exist"),
         ([*common, "--source", f"dir:{tmp_path / 'none'}", "--output", str(tmp_path / "x")], "no function was found"),
@@ -378,6 +383,15 @@ def test_wrong_options_are_one_line(option, capsys):
     error = capsys.readouterr().err
     assert option[0] in error
     assert error.count("\n") == 1
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_any_work(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    for output in (tmp_path / "x.parquet", tmp_path / "new" / "x.parquet", tmp_path / ("x" * 300)):
+        assert main(["--model", "nowhere", "--source", "stdlib", "--output", str(output)]) == 2
+        error = capsys.readouterr().err
+        assert f"--output {output}: cannot be written" in error
+        assert error.count("\n") == 1
 
 
 HELP = """

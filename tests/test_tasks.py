@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -361,6 +362,14 @@ def test_command_writes_a_report(capsys):
         (["tail_prediction", "--model", "MODEL", "--search-functions", "9"], "is an option of code_search"),
         (["tail_prediction", "--model", "MODEL", "--dataset", "DATA", "--save-examples"], "needs --output"),
         (["tail_prediction", "--model", "MODEL", "--cache-dir", __file__], "test_tasks.py is not a directory"),
+        (
+            ["tail_prediction", "--model", "MODEL", "--output", str(Path(__file__).parent)],
+            "is a directory; name a file",
+        ),
+        (
+            ["tail_prediction", "--model", "MODEL", "--output", f"{__file__}/r.json"],
+            "test_tasks.py is not a directory",
+        ),
         (["masked_language_model", "--model", "MODEL", "--dataset", "DATA", "--mlm-roots", "32"], "--mlm-roots 48"),
         (["--model", "MODEL"], "name a task first"),
     ],
