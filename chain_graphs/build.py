@@ -60,6 +60,8 @@ class BuildArguments:
 
 ENGINES = ("processes", "ray")
 _NOT_RECORDED = ("output", "num_proc", "engine", "cache_dir", "overwrite", "restart")
+# More than eleven days; a timer of the system takes no number without a bound.
+MAX_FILE_SECONDS = 1_000_000
 # A tokenizer is trained on at most so many characters: each n-th file of a larger training split.
 TOKENIZER_CHARS = 100_000_000
 
@@ -282,10 +284,13 @@ def check_arguments(arguments: BuildArguments) -> None:
             "--validation-fraction is 0; a dataset needs a validation split (a fraction, or --validation-projects)"
         )
     for name, smallest in (("num_proc", 1), ("max_file_bytes", 1), ("min_file_chars", 0), ("max_file_seconds", 0.1)):
-        if getattr(arguments, name) < smallest:
+        # Not `<`, which is False for NaN.
+        if not getattr(arguments, name) >= smallest:
             raise BuildError(
                 f"--{name.replace('_', '-')} is {getattr(arguments, name)}; it must be at least {smallest}"
             )
+    if arguments.max_file_seconds > MAX_FILE_SECONDS:
+        raise BuildError(f"--max-file-seconds is {arguments.max_file_seconds}; it must be at most {MAX_FILE_SECONDS}")
     if not 0 <= arguments.hide_annotations <= 1:
         raise BuildError(f"--hide-annotations is {arguments.hide_annotations}; it must be a share from 0 to 1")
     if arguments.near_duplicates != 0 and not 0.5 <= arguments.near_duplicates <= 1:

@@ -93,8 +93,11 @@ class Workplace:
         return self
 
     def __exit__(self, kind, error, trace) -> None:
-        # A mistake of the user's that shows before any rows are made leaves nothing behind.
-        if error is None or (isinstance(error, BuildError) and not any(self.path.glob("rows/*.arrow"))):
+        # A mistake of the user's that shows before any rows are made leaves nothing behind, nor does any other end before
+        # something is read: there is nothing to take up, and what is left would refuse the corrected command.
+        has_rows = any(self.path.glob("rows/*.arrow"))
+        has_work = has_rows or any(self.path.glob("staging/*/*.arrow"))
+        if error is None or not has_work or (isinstance(error, BuildError) and not has_rows):
             shutil.rmtree(self.path, ignore_errors=True)
         self._lock.close()
 

@@ -158,6 +158,16 @@ def test_other_errors_surface_and_the_same_command_continues(corpus, tmp_path, b
     assert contents(tmp_path / "data") == contents(built[0]) and os.listdir(tmp_path) == ["data"]
 
 
+def test_an_error_before_anything_is_read_leaves_nothing(corpus, tmp_path, monkeypatch):
+    def full(path):
+        raise OSError("no space left")
+
+    monkeypatch.setattr("graphmert.chain_graphs.tokenizer.load_tokenizer", full)
+    with pytest.raises(OSError, match="no space left"):
+        build_chain_graphs(arguments(corpus, tmp_path / "data", tokenizer="any"), extract=stub_extract)
+    assert os.listdir(tmp_path) == []
+
+
 BUILD = """
 import pathlib, sys
 from graphmert.chain_graphs import staging
@@ -348,6 +358,8 @@ def test_mistakes_are_one_line_and_exit_code_2(tmp_path, capsys):
         "--validation-fraction is 2.0": ["--source", "stdlib", "--validation-fraction", "2", *output],
         "needs a validation split": ["--source", "stdlib", "--validation-fraction", "0", *output],
         "--num-proc is 0": ["--source", "stdlib", "--num-proc", "0", *output],
+        "--max-file-seconds is nan": ["--source", "stdlib", "--max-file-seconds", "nan", *output],
+        "--max-file-seconds is inf": ["--source", "stdlib", "--max-file-seconds", "inf", *output],
         "--vocab-size is 9": ["--source", "stdlib", "--vocab-size", "9", *output],
         "unknown option 'learning_rate'": ["--config", f"{tmp_path}/config.yaml", *output],
         "vocab_size cannot be 'many'": ["--config", f"{tmp_path}/types.yaml", *output],
