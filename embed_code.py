@@ -103,7 +103,7 @@ def make_parser() -> argparse.ArgumentParser:
     add(
         "--sentence-transformers",
         action=argparse.BooleanOptionalAction,
-        help="put the files into --model that SentenceTransformer(DIR, trust_remote_code=True) needs",
+        help="put the files into --model that SentenceTransformer(DIR, trust_remote_code=True) needs; goes with --pooling",
     )
     add("--config", metavar="FILE", help="YAML or JSON file of options; options on the command line come before it")
     return parser
@@ -117,10 +117,17 @@ def parse_arguments(argv: list[str] | None = None) -> EmbedArguments:
     """
     given = {name: value for name, value in vars(make_parser().parse_args(argv)).items() if value is not None}
     config = given.pop("config", None)
-    arguments = EmbedArguments(**((_read_config(Path(config)) if config else {}) | given))
+    given = (_read_config(Path(config)) if config else {}) | given
+    arguments = EmbedArguments(**given)
     if not arguments.model:
         raise ValueError("no model; give --model DIR_OR_ID")
     if arguments.sentence_transformers:
+        others = [name for name in given if name not in ("model", "pooling", "sentence_transformers")]
+        if others:
+            option = f"--{others[0].replace('_', '-')}"
+            raise ValueError(
+                f"{option} and --sentence-transformers: the latter goes with --model and --pooling alone; leave {option} out"
+            )
         return arguments
     if bool(arguments.source) == bool(arguments.index):
         raise ValueError("give --source to embed code, or --index to search in what was embedded")
@@ -128,8 +135,8 @@ def parse_arguments(argv: list[str] | None = None) -> EmbedArguments:
         raise ValueError("--output goes with --source; --index is only read")
     if not arguments.output and not arguments.query:
         raise ValueError("nothing to do: give --output FILE to keep the vectors, or --query TEXT to search them")
-    for name in ("batch_size", "top", "max_file_bytes"):
-        if getattr(arguments, name) < 1:
+    for name in ("batch_size", "top", "max_file_bytes", "num_threads"):
+        if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} is {getattr(arguments, name)}; it must be at least 1")
     if arguments.output:
         check_output_file("--output", arguments.output)
@@ -245,7 +252,9 @@ class Embedder:
         row = self.processor.reader.row(file.text, file.language)
         where = (file.source, file.project, file.path)
         if self.arguments.unit == "file":
-            return [Piece(*where, "", 1, len(file.text.splitlines()))], [row]
+            # splitlines() would also split at form feeds and the like, which editors do not count.
+            num_lines = file.text.removesuffix("\n").count("\n") + 1
+            return [Piece(*where, "", 1, num_lines)], [row]
         functions = list_functions(file.text, file.language)
         pieces = [Piece(*where, each.name, each.first_line, each.last_line) for each in functions]
         return pieces, [part_of_row(row, each.start, each.end) for each in functions]

@@ -341,6 +341,8 @@ def test_the_command_refuses_in_one_line(project, checkpoint, tmp_path, capsys):
     (tmp_path / "none" / "a.py").write_text("x = 1\n")
     config = tmp_path / "wrong.yaml"
     config.write_text("unit: class\n")
+    both = tmp_path / "both.yaml"
+    both.write_text("query: x\npooling: roots\nsentence_transformers: true\n")
     capsys.readouterr()
     for options, message in [
         ([], "no model"),
@@ -362,6 +364,10 @@ def test_the_command_refuses_in_one_line(project, checkpoint, tmp_path, capsys):
         ([*common, "--index", str(output), "--query", "x", "--query-language", "cobol"], "'cobol' is not supported"),
         ([*common, "--config", str(config), "--source", "stdlib", "--query", "x"], "unit cannot be 'class'"),
         ([*common, "--index", str(output), "--query", "x", "--top", "0"], "--top is 0"),
+        ([*common, "--index", str(output), "--query", "x", "--num-threads", "0"], "--num-threads is 0"),
+        ([*common, "--sentence-transformers", "--source", "stdlib"], "--source and --sentence-transformers"),
+        ([*common, "--sentence-transformers", "--batch-size", "0"], "--batch-size and --sentence-transformers"),
+        ([*common, "--sentence-transformers", "--config", str(both)], "--query and --sentence-transformers"),
     ]:
         assert main(options) == 2, options
         printed = capsys.readouterr()
@@ -373,6 +379,17 @@ def test_the_command_refuses_in_one_line(project, checkpoint, tmp_path, capsys):
     save_tiny_checkpoint(tmp_path / "another", seed=1)
     assert main(["--model", str(tmp_path / "another"), "--index", str(output), "--query", "x"]) == 2
     assert "made with another model" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("code", "last_line"), [("x = 1\n\x0cy = '\u2028'\n", 2), ("x = 1\ny = 2", 2), ("x = 1", 1)])
+def test_lines_of_a_file_end_at_line_ends(code, last_line, checkpoint, tmp_path, capsys):
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "a.py").write_bytes(code.encode())
+    assert (
+        main(["--model", str(checkpoint), "--source", f"dir:{tmp_path / 'code'}", "--unit", "file", "--query", "x"])
+        == 0
+    )
+    assert capsys.readouterr().out.endswith(f"a.py:1-{last_line}\n")
 
 
 @pytest.mark.parametrize("option", [["--nonsense"], ["--top", "many"], ["--unit", "class"]])
