@@ -260,10 +260,19 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     sizes = (arguments.num_roots, arguments.leaves_per_root)
     try:
+        if arguments.html:
+            for option, is_given in (("--window", arguments.window is not None), ("--tokens", arguments.tokens)):
+                if is_given:
+                    raise ValueError(f"{option} and --html: the page shows everything; leave one of them out")
         if arguments.dataset:
             view = view_dataset(arguments.dataset, arguments.file, *sizes)
         else:
             view = view_file(Path(arguments.file), arguments.tokenizer, *sizes)
+        if arguments.window is not None and not 1 <= arguments.window <= len(view.windows):
+            number = len(view.windows)
+            raise ValueError(
+                f"--window {arguments.window}: {view.title} has {number} windows; name one from 1 to {number}"
+            )
         if arguments.html:
             from .show_page import render_html
 

@@ -143,6 +143,26 @@ def test_mistakes_are_one_line(tmp_path, capsys, name, data, message):
     assert error.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--window", "2"], "--window 2: "),
+        (["--window", "0"], "has 1 windows; name one from 1 to 1"),
+        (["--window", "-3"], "--window -3: "),
+        (["--html", "OUT", "--window", "1"], "--window and --html"),
+        (["--html", "OUT", "--tokens"], "--tokens and --html"),
+    ],
+)
+def test_windows_that_are_not_shown_are_refused(file, tokenizer, tmp_path, capsys, options, message):
+    page = tmp_path / "page.html"
+    assert show.main([str(file), "--tokenizer", tokenizer, *(str(page) if o == "OUT" else o for o in options)]) == 2
+    printed = capsys.readouterr()
+    assert message in printed.err
+    assert printed.err.count("\n") == 1
+    assert printed.out == ""
+    assert not page.exists()
+
+
 @pytest.mark.parametrize("option", [["--nonsense"], ["--num-roots", "many"]])
 def test_wrong_options_are_one_line(file, capsys, option):
     with pytest.raises(SystemExit) as stop:
