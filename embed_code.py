@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from .chain_graphs.languages import DEFAULT_LANGUAGES, parse_languages
 from .chain_graphs.sources import DEFAULT_CACHE_DIR, ReadOptions, SkippedFile, parse_source
+from .code_graph import LANGUAGES
 from .command_line import CommandParser, check_output_file
 
 if TYPE_CHECKING:
@@ -41,6 +43,7 @@ class EmbedArguments:
     batch_size: int = 32
     device: str = "cpu"
     num_threads: int | None = None
+    languages: tuple[str, ...] = DEFAULT_LANGUAGES
     include_tests: bool = False
     include_tables: bool = False
     max_file_bytes: int = 1_000_000
@@ -66,6 +69,7 @@ examples:
   graphmert-embed --model runs/small --source dir:project --output embeddings.parquet
   graphmert-embed --model runs/small --index embeddings.parquet --query "read a file line by line"
   graphmert-embed --model runs/small --source dir:project --query "def total(rows): return sum(rows)" --query-language python
+  graphmert-embed --model runs/small --source dir:project --languages java go --output embeddings.parquet
   graphmert-embed --model runs/small --sentence-transformers
 
 A model that was only pretrained has never seen questions in words: it finds code by code better than by words.
@@ -95,6 +99,12 @@ def make_parser() -> argparse.ArgumentParser:
     add("--batch-size", type=int, metavar="N", help=f"windows in a batch, default {default.batch_size}")
     add("--device", help=f"default {default.device}; for instance cuda")
     add("--num-threads", type=int, metavar="N", help="CPU threads of PyTorch, default PyTorch's choice")
+    add(
+        "--languages",
+        nargs="+",
+        metavar="NAME",
+        help=f"languages to read, of {', '.join(LANGUAGES)}; default {', '.join(default.languages)}",
+    )
     add("--include-tests", action=argparse.BooleanOptionalAction, help="embed test code too, default no")
     add("--include-tables", action=argparse.BooleanOptionalAction, help="embed files of data too, default no")
     add("--max-file-bytes", type=int, metavar="N", help=f"skip larger files, default {default.max_file_bytes}")
@@ -118,6 +128,8 @@ def parse_arguments(argv: list[str] | None = None) -> EmbedArguments:
     given = {name: value for name, value in vars(make_parser().parse_args(argv)).items() if value is not None}
     config = given.pop("config", None)
     given = (_read_config(Path(config)) if config else {}) | given
+    if "languages" in given:
+        given["languages"] = parse_languages(given["languages"])
     arguments = EmbedArguments(**given)
     if not arguments.model:
         raise ValueError("no model; give --model DIR_OR_ID")
@@ -162,7 +174,7 @@ def _read_config(path: Path) -> dict:
         if name not in actions:
             raise ValueError(f"--config {path}: unknown option {name!r}; the options are {', '.join(actions)}")
         action, kind = actions[name], actions[name].type or str
-        if name == "source":
+        if name in ("source", "languages"):
             value = [value] if isinstance(value, str) else value
             fits = isinstance(value, list) and all(isinstance(item, str) for item in value)
         elif isinstance(action, argparse.BooleanOptionalAction):
@@ -229,7 +241,10 @@ class Embedder:
                     yield pieces, self._encode(windows)
                     pieces, windows = [], []
             if source.num_files == 0:
-                raise ValueError(f"source {spec} has no file of code; check the path")
+                raise ValueError(
+                    f"source {spec} has no file of code in {', '.join(self.arguments.languages)}; check the path, or name "
+                    "the languages with --languages"
+                )
         if pieces:
             yield pieces, self._encode(windows)
         elif not num_found:
@@ -241,6 +256,7 @@ class Embedder:
             max_file_bytes=arguments.max_file_bytes,
             include_tests=arguments.include_tests,
             include_tables=arguments.include_tables,
+            languages=arguments.languages,
             cache_dir=Path(arguments.cache_dir).expanduser(),
         )
 

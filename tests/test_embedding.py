@@ -332,6 +332,34 @@ def test_files_as_rows_and_options_from_a_file(project, checkpoint, tmp_path, ca
     assert len(lines) == 4
 
 
+@pytest.mark.parametrize("is_in_file", [False, True])
+def test_other_languages_are_embedded_on_request(is_in_file, checkpoint, tmp_path, capsys):
+    (tmp_path / "mixed").mkdir()
+    (tmp_path / "mixed" / "a.py").write_text(CODES[0])
+    (tmp_path / "mixed" / "A.java").write_text("class A {\n int f(int x) { return x; }\n}\n")
+    (tmp_path / "mixed" / "g.go").write_text("package p\nfunc g(x int) int { return x }\n")
+    output, config = tmp_path / "x.parquet", tmp_path / "embed.yaml"
+    config.write_text("languages: [go, java]\n")
+    languages = ["--config", str(config)] if is_in_file else ["--languages", "java", "golang"]
+    command = [
+        "--model",
+        str(checkpoint),
+        "--source",
+        f"dir:{tmp_path / 'mixed'},project=single",
+        "--output",
+        str(output),
+    ]
+    assert main([*command, *languages]) == 0
+    rows = pq.read_table(output).to_pylist()
+    assert [(row["path"], row["name"], row["first_line"]) for row in rows] == [("A.java", "A.f", 2), ("g.go", "g", 2)]
+    # A file is read as what it is.
+    model, processor = load_encoder(checkpoint)
+    assert main([*command, *languages, "--unit", "file", "--overwrite"]) == 0
+    codes = [(tmp_path / "mixed" / row["path"]).read_text() for row in rows]
+    expected = model.encode(codes, processor, language=["java", "go"], normalize=True)
+    np.testing.assert_allclose(pq.read_table(output).column("vector").to_pylist(), expected, atol=1e-5)
+
+
 def test_the_command_refuses_in_one_line(project, checkpoint, tmp_path, capsys):
     output, other = tmp_path / "a.parquet", tmp_path / "other.parquet"
     common = ["--model", str(checkpoint)]
@@ -341,6 +369,9 @@ def test_the_command_refuses_in_one_line(project, checkpoint, tmp_path, capsys):
     (tmp_path / "none" / "a.py").write_text("x = 1\n")
     config = tmp_path / "wrong.yaml"
     config.write_text("unit: class\n")
+    (tmp_path / "java").mkdir()
+    (tmp_path / "java" / "A.java").write_text("class A { int f() { return 1; } }\n")
+    java = ["--source", f"dir:{tmp_path / 'java'}", "--query", "x"]
     both = tmp_path / "both.yaml"
     both.write_text("query: x\npooling: roots\nsentence_transformers: true\n")
     capsys.readouterr()
@@ -365,6 +396,8 @@ def test_the_command_refuses_in_one_line(project, checkpoint, tmp_path, capsys):
         ([*common, "--config", str(config), "--source", "stdlib", "--query", "x"], "unit cannot be 'class'"),
         ([*common, "--index", str(output), "--query", "x", "--top", "0"], "--top is 0"),
         ([*common, "--index", str(output), "--query", "x", "--num-threads", "0"], "--num-threads is 0"),
+        ([*common, *java], "has no file of code in python; check the path, or name the languages with --languages"),
+        ([*common, *java, "--languages", "klingon"], "klingon"),
         ([*common, "--sentence-transformers", "--source", "stdlib"], "--source and --sentence-transformers"),
         ([*common, "--sentence-transformers", "--batch-size", "0"], "--batch-size and --sentence-transformers"),
         ([*common, "--sentence-transformers", "--config", str(both)], "--query and --sentence-transformers"),
