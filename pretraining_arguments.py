@@ -2,8 +2,11 @@
 
 import json
 import os
+from argparse import Action, ArgumentTypeError
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import UnionType
+from typing import Union, get_args, get_origin, get_type_hints
 
 import yaml
 from transformers import HfArgumentParser
@@ -300,20 +303,52 @@ def _read_config(parser: HfArgumentParser, path: str) -> None:
         raise ValueError(f"{path} is not valid: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path} must hold options with their values")
+    _set_defaults(parser, values, path)
+
+
+def _set_defaults(parser: HfArgumentParser, values: dict, path: str) -> None:
+    """Make values the parser's defaults; `path` is the file that holds them, for error messages."""
     actions = {action.dest: action for action in reversed(parser._actions) if action.dest != "help"}
+    kinds = _kinds_of_options(parser)
     for name, value in values.items():
         if name not in actions:
             raise ValueError(f"unknown option {name!r} in {path}; --help lists them all")
         if name == "decay_mode" and value is None:
             value = "none"
+        if value is None and type(None) not in kinds[name]:
+            raise ValueError(f"{name} in {path} has no value: give it one, or leave the option out")
         action = actions[name]
-        if action.nargs == "+":
-            value = [action.type(str(item)) for item in (value if isinstance(value, list) else [value])]
-        elif value is not None and not isinstance(value, dict):
-            try:
-                value = action.type(str(value))
-            except (ValueError, TypeError) as error:
-                raise ValueError(f"{name} in {path} has the value {value!r}: {error}") from error
-        if action.choices is not None and value not in action.choices:
+        try:
+            value = _as_on_the_command_line(action, kinds[name], value)
+        except (ValueError, TypeError, ArgumentTypeError) as error:
+            raise ValueError(f"{name} in {path} has the value {value!r}: {error}") from error
+        if action.choices is not None and value is not None and value not in action.choices:
             raise ValueError(f"{name} in {path} must be one of {', '.join(map(str, action.choices))}, got {value!r}")
         parser.set_defaults(**{name: value})
+
+
+def _kinds_of_options(parser: HfArgumentParser) -> dict[str, set[type]]:
+    """The types that each option takes, None among them; argparse's own actions know the first one only."""
+    kinds = {}
+    for cls in parser.dataclass_types:
+        for name, hint in get_type_hints(cls).items():
+            alternatives = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+            kinds[name] = {get_origin(kind) or kind for kind in alternatives}
+    return kinds
+
+
+def _as_on_the_command_line(action: Action, kinds: set[type], value):
+    """A value of a file in the option's own type.
+
+    Raises:
+        ValueError, TypeError, ArgumentTypeError: it is not of that type.
+    """
+    is_list = action.nargs == "+"
+    # Dicts, and lists that the command line has no way to write, reach Trainer as they are.
+    if value is None or (type(value) in kinds & {dict, list} and not is_list):
+        return value
+    items = value if isinstance(value, list) and is_list else [value]
+    if any(item is None or isinstance(item, dict | list) for item in items):
+        raise ValueError("expected a list of values" if is_list else "expected one value")
+    converted = [action.type(str(item)) for item in items]
+    return converted if is_list else converted[0]

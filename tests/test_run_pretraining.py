@@ -364,6 +364,13 @@ def test_config_file_and_overrides(tmp_path):
     model, _, run_args, args = parse_arguments([str(written), "--resume"])
     assert model.hidden_size == 32 and args.bf16 is False and run_args.resume == "auto"
     assert parse_arguments(["--resume", "auto", "--use_cpu"])[2].resume == "auto"
+    config.write_text(
+        "sources:\nfinal_mnm_weight:\nlr_scheduler_type: cosine\nlr_scheduler_kwargs: {num_cycles: 1}\n"
+        "report_to: [tensorboard]\n"
+    )
+    _, data, _, args = parse_arguments([str(config), "--use_cpu"])
+    assert (data.sources, args.final_mnm_weight, args.lr_scheduler_kwargs) == (None, None, {"num_cycles": 1})
+    assert args.report_to == ["tensorboard"]
 
 
 @pytest.mark.parametrize("name", ["setup_sheet.yaml", "small.yaml"])
@@ -394,6 +401,15 @@ def test_wrong_arguments(tmp_path, capsys):
         ("decay_mode: slow", "must be one of bias, multiplicative, none"),
         ("- 1", "must hold options with their values"),
         ("a: [", "is not valid"),
+        ("learning_rate:", "learning_rate in"),
+        ("per_device_train_batch_size:", "has no value: give it one, or leave the option out"),
+        ("num_roots: ", "has no value"),
+        ("exclude_relations: ", "has no value"),
+        ("sources: [stdlib, null]", "expected a list of values"),
+        ("mlm_probability: {a: 1}", "mlm_probability in"),
+        ("learning_rate: {a: 1}", "has the value {'a': 1}: expected one value"),
+        ("output_dir: [a]", "has the value ['a']: expected one value"),
+        ("use_hgat: maybe", "use_hgat in"),
     ):
         config.write_text(text)
         assert message in error_of(capsys, config)
