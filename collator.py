@@ -173,6 +173,8 @@ class GraphMertCollator:
             raise ValueError(
                 f"mnm_target 'both' masks two sets of facts: mnm_probability must be at most 0.5, got {mnm_probability}"
             )
+        if pad_to_multiple_of is not None and pad_to_multiple_of < 1:
+            raise ValueError(f"pad_to_multiple_of must be at least 1, got {pad_to_multiple_of}")
         if max_nodes_per_row is not None and layout != "packed":
             raise ValueError(f"max_nodes_per_row is for the layout 'packed', not {layout!r}")
         largest = num_roots * (1 + leaves_per_root)

@@ -167,7 +167,9 @@ class GraphMertConfig(RobertaConfig):
             if not valid:
                 raise ValueError(f"GraphMertConfig: {name} is {getattr(self, name)!r}, but {text}.")
 
-        for name in ("num_roots", "num_relations", "span_boundary_length", "head_memory_folds", "head_memory_answers"):
+        sizes = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+        counts = ("num_roots", "num_relations", "span_boundary_length", "head_memory_folds", "head_memory_answers")
+        for name in sizes + counts:
             require(
                 _is_int(getattr(self, name)) and getattr(self, name) >= 1, name, "it must be an integer of at least 1"
             )

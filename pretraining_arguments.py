@@ -11,7 +11,7 @@ from typing import Union, get_args, get_origin, get_type_hints
 import yaml
 from transformers import HfArgumentParser
 
-from .trainer_graphmert import GraphMertTrainingArguments
+from .trainer_graphmert import GraphMertTrainingArguments, check_at_least
 
 PROGRAM = "run_pretraining.py"
 DESCRIPTION = """Pretrain GraphMERT on code. Reads a data set built by `python -m graphmert.chain_graphs.build`, or builds it
@@ -221,6 +221,9 @@ class DataArguments:
         default=None, metadata={"help": "Evaluate on so many windows only, evenly spread over the data set."}
     )
 
+    def __post_init__(self):
+        check_at_least(1, self, "max_train_windows", "max_eval_windows")
+
 
 @dataclass
 class RunArguments:
@@ -245,6 +248,9 @@ class RunArguments:
     num_threads: int | None = field(
         default=None, metadata={"help": "CPU threads of PyTorch. Left out: PyTorch's choice."}
     )
+
+    def __post_init__(self):
+        check_at_least(1, self, "num_threads")
 
 
 class _Parser(HfArgumentParser):

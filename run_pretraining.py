@@ -129,7 +129,8 @@ def main(argv: list[str] | None = None) -> int:
             "license": run_args.model_license,
             "data_arguments": asdict(data_args),
         }
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError, RuntimeError) as error:
+        # With the last two Transformers names a library that an option needs, as report_to does.
         return _fail(args, error, status=2)
     say = print if trainer.is_world_process_zero() else _silent
     describe_run(say, trainer, model, train_windows, eval_windows)

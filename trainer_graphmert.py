@@ -35,6 +35,23 @@ class NonFiniteLossError(ArithmeticError):
     """The training loss is NaN or infinite; the message names the step."""
 
 
+def check_at_least(smallest: int, arguments, *names: str) -> None:
+    """Refuse numbers that are too small; None, which leaves an option out, is none.
+
+    Args:
+        smallest: what is still taken.
+        arguments: a dataclass of options.
+        names: of its fields.
+
+    Raises:
+        ValueError: names the option.
+    """
+    for name in names:
+        value = getattr(arguments, name)
+        if value is not None and value < smallest:
+            raise ValueError(f"{name} must be at least {smallest}, got {value}")
+
+
 @dataclass
 class GraphMertTrainingArguments(TrainingArguments):
     """`TrainingArguments` with the schedule of the setup sheet (configs/setup_sheet.yaml) as defaults.
@@ -114,11 +131,19 @@ class GraphMertTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self):
-        for name in ("save_every_epochs", "gradient_accumulation_steps", "per_device_train_batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.learning_rate <= 0:
+        names = ("save_every_epochs", "gradient_accumulation_steps", "dataloader_prefetch_factor")
+        check_at_least(1, self, *names, "per_device_train_batch_size", "per_device_eval_batch_size")
+        check_at_least(0, self, "dataloader_num_workers")
+        # Not `<= 0`, which NaN would pass.
+        if not self.learning_rate > 0:
             raise ValueError(f"learning_rate must be above 0, got {self.learning_rate}")
+        # Trainer makes one step where 0 are asked for, and saves an untrained model where no epoch is.
+        if self.max_steps != -1 and self.max_steps < 1:
+            raise ValueError(
+                f"max_steps must be at least 1, or -1 to train for num_train_epochs, got {self.max_steps}"
+            )
+        if self.max_steps == -1 and not self.num_train_epochs > 0:
+            raise ValueError(f"num_train_epochs must be above 0, or max_steps be given, got {self.num_train_epochs}")
         # Trainer would ignore these without a word; 500 is what it takes for "not given". With "no" that is what was asked.
         for what, given in (("save", self.save_steps != 500), ("eval", self.eval_steps is not None)):
             if given and getattr(self, f"{what}_strategy") == "epoch":

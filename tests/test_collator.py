@@ -378,6 +378,8 @@ def test_pad_to_multiple_of():
         ({"mnm_target": "heads"}, "mnm_target must be one of"),
         ({"masked_span_leaves": "forget"}, "masked_span_leaves must be one of"),
         ({"mnm_window_probability": 1.5}, r"mnm_window_probability must be in \[0, 1\], got 1.5"),
+        ({"pad_to_multiple_of": -3}, "pad_to_multiple_of must be at least 1, got -3"),
+        ({"pad_to_multiple_of": 0}, "pad_to_multiple_of must be at least 1, got 0"),
         ({"mlm_probability": 1.0}, r"mlm_probability must be in \[0, 1\)"),
         ({"mnm_target": "both", "mnm_probability": 0.6}, "at most 0.5"),
         ({"mnm_target": "relation", "mnm_skip_copied_tails": True}, "no tail is hidden"),

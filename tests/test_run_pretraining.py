@@ -421,9 +421,26 @@ def test_wrong_arguments(tmp_path, capsys):
         (["--num_roots", "many"], "invalid int value: 'many'"),
         (["--mnm_target", "root"], "invalid choice: 'root'"),
         (["--min_learning_rate", "1"], "min_learning_rate must lie between"),
+        (["--max_train_windows", "0"], "max_train_windows must be at least 1, got 0"),
+        (["--max_eval_windows", "-1"], "max_eval_windows must be at least 1, got -1"),
+        (["--num_threads", "-1"], "num_threads must be at least 1, got -1"),
+        (["--num_threads", "0"], "num_threads must be at least 1, got 0"),
+        (["--num_train_epochs", "0"], "num_train_epochs must be above 0, or max_steps be given"),
         (["corpus.txt"], "expected a .yaml or .json file or an option"),
     ):
         assert message in error_of(capsys, *arguments)
+
+
+def test_what_cannot_be_prepared_is_one_line(dataset, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("transformers.integrations.integration_utils.is_wandb_available", lambda: False)
+    arguments = ["--dataset", dataset, "--output_dir", tmp_path / "out", *SMALL]
+    for options, message in (
+        (["--report_to", "wandb"], "requires wandb to be installed"),
+        (["--pad_to_multiple_of", "-3"], "pad_to_multiple_of must be at least 1"),
+        (["--hidden_size", "0"], "hidden_size is 0"),
+    ):
+        assert message in error_of(capsys, *arguments, *options)
+    assert not (tmp_path / "out").exists()
 
 
 def test_default_recipe_is_facts_first_words_last():

@@ -55,11 +55,23 @@ def test_arguments_refuse_what_cannot_work(tmp_path):
     for options, text in (
         ({"min_learning_rate": 1.0}, "min_learning_rate must lie between 0 and learning_rate"),
         ({"learning_rate": 0.0, "min_learning_rate": 0.0}, "learning_rate must be above 0"),
+        ({"learning_rate": float("nan")}, "learning_rate must be above 0"),
         ({"save_every_epochs": 0}, "save_every_epochs must be at least 1"),
+        ({"per_device_eval_batch_size": 0}, "per_device_eval_batch_size must be at least 1"),
+        ({"dataloader_num_workers": -1}, "dataloader_num_workers must be at least 0"),
+        (
+            {"dataloader_num_workers": 1, "dataloader_prefetch_factor": 0},
+            "dataloader_prefetch_factor must be at least 1",
+        ),
+        ({"num_train_epochs": 0}, "num_train_epochs must be above 0, or max_steps be given"),
+        ({"num_train_epochs": -1}, "num_train_epochs must be above 0"),
+        ({"num_train_epochs": float("nan")}, "num_train_epochs must be above 0"),
+        ({"max_steps": 0}, "max_steps must be at least 1, or -1 to train for num_train_epochs"),
         ({"remove_unused_columns": True}, "remove_unused_columns must be False"),
     ):
         with pytest.raises(ValueError, match=text):
             tiny_arguments(tmp_path, **options)
+    assert tiny_arguments(tmp_path, num_train_epochs=0, max_steps=3).max_steps == 3
 
 
 def test_learning_rate_rises_and_falls_to_the_minimum(tmp_path):
