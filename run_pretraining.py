@@ -19,7 +19,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
-from transformers import AutoTokenizer, PrinterCallback, ProgressCallback, set_seed
+from transformers import PrinterCallback, ProgressCallback, set_seed
 from transformers.utils import logging as hf_logging
 
 from graphmert.attention_graphmert import preferred_attention
@@ -510,13 +510,15 @@ def check_same_vocabulary(base_model: str, tokenizer) -> None:
         tokenizer: the data set's.
 
     Raises:
-        ValueError: the vocabularies differ, or the checkpoint has none.
+        ValueError: the vocabularies differ, or the checkpoint has none or a damaged one.
     """
+    from graphmert.chain_graphs.tokenizer import read_tokenizer
+
     directory = Path(base_model)
     # Transformers makes up a tokenizer of five entries where there is none.
     if directory.is_dir() and not any((directory / name).exists() for name in ("tokenizer.json", "vocab.json")):
         raise ValueError(f"{base_model} has no tokenizer to compare with the data set's; put its tokenizer.json there")
-    vocabulary = AutoTokenizer.from_pretrained(base_model).get_vocab()
+    vocabulary = read_tokenizer(base_model).get_vocab()
     ours = tokenizer.get_vocab()
     if vocabulary != ours:
         different = sum(vocabulary.get(token) != index for token, index in ours.items())

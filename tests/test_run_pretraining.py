@@ -251,13 +251,18 @@ def test_base_model(dataset, tmp_path, capsys):
     (base / "tokenizer.json").write_text(json.dumps(tokens))
     assert "2 of them other or elsewhere); build the data set with --tokenizer" in error_of(capsys, *arguments)
 
+    (base / "tokenizer.json").write_text('{"a": 1}')
+    assert f"{base}: the tokenizer cannot be loaded" in error_of(capsys, *arguments)
+
     tokenizer.save_pretrained(base)
     config = json.loads((base / "config.json").read_text())
     (base / "config.json").write_text(json.dumps({**config, "model_type": "bert"}))
     assert "model_type 'bert'" in error_of(capsys, *arguments)
 
 
-def test_a_graphmert_checkpoint_as_base_model(dataset, tmp_path, capsys):
+def test_a_graphmert_checkpoint_as_base_model(dataset, tmp_path, capsys, monkeypatch):
+    # Nobody is asked whether the checkpoint's code may run.
+    monkeypatch.setattr("builtins.input", lambda *prompt: pytest.fail(f"asked {prompt}"))
     first, second = tmp_path / "first", tmp_path / "second"
     without_graph = ["--leaves_per_root", "0", "--use_hgat", "false", "--decay_mode", "none", "--mnm_weight", "0"]
     common = ["--max_steps", "1", "--save_strategy", "no"]
