@@ -17,7 +17,8 @@ PROGRAM = "run_pretraining.py"
 DESCRIPTION = """Pretrain GraphMERT on code. Reads a data set built by `python -m graphmert.chain_graphs.build`, or builds it
 first (--sources); trains from scratch or from a RoBERTa, CodeBERT or GraphMERT checkpoint (--base_model); ends with a
 table of held-out figures beside their baselines. Exit status: 0; 1 when the loss became NaN or infinite; 2 for wrong
-input; 3 when the trained model could not be pushed to the Hub or, on a full disk, not be saved."""
+input; 3 when the trained model could not be pushed to the Hub or, on a full disk, not be saved; 130 when stopped from the
+keyboard, which --resume goes on from."""
 
 
 @dataclass

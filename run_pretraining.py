@@ -4,7 +4,8 @@ Reads a data set built by `python -m graphmert.chain_graphs.build` (or builds it
 scratch or from a RoBERTa, CodeBERT or GraphMERT checkpoint, and ends with a table of held-out figures beside their
 baselines.
 Exit status: 0; 1 when the loss became NaN or infinite; 2 for wrong input or a Hub token that may not write; 3 when the
-trained model could not be pushed to the Hub or, on a full disk, not be saved.
+trained model could not be pushed to the Hub or, on a full disk, not be saved; 130 when stopped from the keyboard, which
+--resume goes on from.
 """
 
 import hashlib
@@ -97,7 +98,21 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         The exit status.
     """
-    model_args, data_args, run_args, args = parse_arguments(sys.argv[1:] if argv is None else argv)
+    arguments = parse_arguments(sys.argv[1:] if argv is None else argv)
+    try:
+        return pretrain(*arguments)
+    except KeyboardInterrupt:
+        return _stopped(arguments[-1])
+
+
+def pretrain(
+    model_args: ModelArguments, data_args: DataArguments, run_args: RunArguments, args: GraphMertTrainingArguments
+) -> int:
+    """Do what the command line asks for.
+
+    Returns:
+        The exit status.
+    """
     if run_args.num_threads:
         torch.set_num_threads(run_args.num_threads)
     hf_logging.disable_progress_bar()
@@ -186,6 +201,17 @@ def _fail(args: GraphMertTrainingArguments, error: Exception, status: int) -> in
     if args.local_process_index == 0:
         print(f"{PROGRAM}: error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
     return status
+
+
+def _stopped(args: GraphMertTrainingArguments) -> int:
+    """Say how to go on with a run that was stopped from the keyboard."""
+    newest, _ = newest_complete_checkpoint(args.output_dir)
+    how = f"go on from {newest} with --resume"
+    if newest is None:
+        how = "no checkpoint was saved; begin again with --resume or --overwrite"
+    if args.local_process_index == 0:
+        print(f"{PROGRAM}: stopped; {how}", file=sys.stderr, flush=True)
+    return 130
 
 
 def prepare_output_dir(run_args: RunArguments, args: GraphMertTrainingArguments) -> Path | None:

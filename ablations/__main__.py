@@ -50,7 +50,8 @@ def run_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
         description="Train the rows of a setting with each seed and judge every checkpoint by the tasks. What is there "
         "already is kept; a run that was stopped goes on. Other commands: "
-        f"`{PROGRAM} report --help`, `{PROGRAM} results --help`. Exit status: 0; 1 when a run failed; 2 for wrong input.",
+        f"`{PROGRAM} report --help`, `{PROGRAM} results --help`. Exit status: 0; 1 when a run failed; 2 for wrong "
+        "input; 130 when stopped from the keyboard.",
     )
     _add_setting(parser)
     parser.add_argument("--dataset", required=True, help="corpus to train on, built by graphmert.chain_graphs.build")
@@ -174,6 +175,10 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"{PROGRAM}: error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
         return 2
+    except KeyboardInterrupt:
+        how = "" if command in (report, results) else "; the same command goes on"
+        print(f"{PROGRAM}: stopped{how}", file=sys.stderr, flush=True)
+        return 130
 
 
 if __name__ == "__main__":

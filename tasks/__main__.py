@@ -126,17 +126,20 @@ def _fail(error) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; a mistake of the user's is one line on standard error and exit status 2."""
-    names, arguments, options = parse_arguments(sys.argv[1:] if argv is None else argv)
-
-    from transformers.utils import logging as hf_logging
-
-    from .base import run_tasks
-
-    hf_logging.disable_progress_bar()
     try:
+        names, arguments, options = parse_arguments(sys.argv[1:] if argv is None else argv)
+
+        from transformers.utils import logging as hf_logging
+
+        from .base import run_tasks
+
+        hf_logging.disable_progress_bar()
         report = run_tasks(names, arguments, options)
     except (ValueError, OSError) as error:
         return _fail(error)
+    except KeyboardInterrupt:
+        print(f"{PROGRAM}: stopped; no report was written", file=sys.stderr, flush=True)
+        return 130
     print(format_report(report))
     return 0
 

@@ -376,6 +376,22 @@ def test_mistakes_in_settings_are_named(tmp_path, capsys):
     assert "cannot read" in error("--config", str(tmp_path / "none.yaml"))
 
 
+@pytest.mark.parametrize(
+    ("command", "what"),
+    [
+        (["--config", "x", "--dataset", "x", "--output", "x"], "stopped; the same command goes on"),
+        (["report", "--config", "x", "--runs", "x", "--record", "x"], "stopped"),
+    ],
+)
+def test_stopped_from_the_keyboard(command, what, capsys, monkeypatch):
+    def read_setting(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("graphmert.ablations.settings.read_setting", read_setting)
+    assert main(command) == 130
+    assert capsys.readouterr().err == f"python -m graphmert.ablations: {what}\n"
+
+
 def test_a_setting_extends_another(tmp_path):
     base = read_setting(
         write_setting(tmp_path, SETTING + "tasks: {first: {a: 1}, second: {}}\ntask_arguments: {b: 2}\n")

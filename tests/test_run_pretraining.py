@@ -309,6 +309,24 @@ def test_loss_that_is_not_finite_ends_with_status_1(dataset, tmp_path, capsys, m
     )
 
 
+@pytest.mark.parametrize(
+    ("when", "what"),
+    [
+        ("on_step_begin", "no checkpoint was saved; begin again with --resume or --overwrite"),
+        ("on_save", "go on from OUT/checkpoint-1 with --resume"),
+    ],
+)
+def test_stopped_from_the_keyboard(dataset, tmp_path, capsys, monkeypatch, when, what):
+    def stop(*arguments, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run_pretraining._Console, when, stop, raising=False)
+    options = ["--save_strategy", "steps", "--save_steps", "1"]
+    assert run("--dataset", dataset, "--output_dir", tmp_path / "out", *SMALL, *options) == 130
+    error = capsys.readouterr().err
+    assert error == f"run_pretraining.py: stopped; {what.replace('OUT', str(tmp_path / 'out'))}\n"
+
+
 def test_parts_that_two_models_share_start_with_the_same_weights(dataset):
     """Whatever else they have, so that runs with and without the graph are paired; the trainer gives the same order."""
     tokenizer = AutoTokenizer.from_pretrained(dataset / "tokenizer")

@@ -423,6 +423,15 @@ def test_damaged_weights_of_a_roberta_are_named(tmp_path):
         context(tmp_path).model()
 
 
+def test_stopped_from_the_keyboard(capsys, monkeypatch):
+    def run_tasks(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("graphmert.tasks.base.run_tasks", run_tasks)
+    assert main(["tail_prediction", "--model", "x"]) == 130
+    assert capsys.readouterr().err == "python -m graphmert.tasks: stopped; no report was written\n"
+
+
 def test_help_lists_the_tasks_and_loads_nothing_heavy():
     code = (
         "import sys; from graphmert.tasks.__main__ import main\n"
