@@ -262,12 +262,14 @@ class _Parser(HfArgumentParser):
 
 
 def parse_arguments(
-    argv: list[str],
+    argv: list[str], config: dict | None = None, path: str = ""
 ) -> tuple[ModelArguments, DataArguments, RunArguments, GraphMertTrainingArguments]:
     """Read a YAML or JSON file, if one comes first, and the options after it, which override the file.
 
     Args:
         argv: command line without the program's name.
+        config: options with their values, as such a file would hold them.
+        path: of that file, for error messages; it need not be there.
 
     Raises:
         SystemExit: wrong arguments (status 2, one line) or --help.
@@ -284,6 +286,8 @@ def parse_arguments(
         if action.nargs is None and getattr(action.type, "__name__", "") == "string_to_bool":
             action.nargs, action.const = "?", True
     try:
+        if config is not None:
+            _set_defaults(parser, config, path)
         if argv and not argv[0].startswith("-"):
             _read_config(parser, argv[0])
             argv = argv[1:]

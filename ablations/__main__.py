@@ -90,7 +90,7 @@ def run(argv: list[str]) -> int:
     from ..chain_graphs import load_chain_graphs
     from .driver import Driver, DriverArguments, format_plan, plan
     from .matching import adopt
-    from .settings import ROWS_DIR, read_setting, runs_of, write_config
+    from .settings import ROWS_DIR, read_setting, runs_of
     from .step_time import steps_in_the_same_time
 
     setting = read_setting(parsed.config, parsed.rows, parsed.seeds)
@@ -111,11 +111,9 @@ def run(argv: list[str]) -> int:
     )
     runs = runs_of(setting, parsed.output, num_steps)
     if parsed.adopt:
-        for item in runs:
-            write_config(item, parsed.dataset, parsed.num_threads)
         for line in adopt(runs, parsed.adopt, parsed.dataset, set(parsed.accept_differences), parsed.dry_run):
             print(line)
-    states = plan(setting, runs, arguments)
+    states = plan(setting, runs, arguments, parsed.dry_run)
     print(format_plan(setting, states, num_steps), flush=True)
     if parsed.dry_run:
         return 0

@@ -23,7 +23,7 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from .matching import describe_differences, why_not_this_run
-from .settings import Run, Setting, write_config
+from .settings import CONFIG_NAME, Run, Setting, arguments_of, write_config
 
 _PROGRAM = Path(__file__).resolve().parent.parent / "run_pretraining.py"
 _STEP = re.compile(r"^training +step +([\d,]+)/([\d,]+)", re.M)
@@ -101,8 +101,12 @@ def chosen_tasks(setting: Setting, arguments: DriverArguments) -> list[str]:
     return known if names is None else names
 
 
-def plan(setting: Setting, runs: list[Run], arguments: DriverArguments) -> list[State]:
+def plan(setting: Setting, runs: list[Run], arguments: DriverArguments, dry_run: bool = False) -> list[State]:
     """Write the runs' configurations and find out what is left to do.
+
+    Args:
+        setting, runs, arguments: what is wanted, and how.
+        dry_run: check the configurations, write nothing.
 
     Raises:
         ValueError: a run's directory holds a run with other arguments.
@@ -111,7 +115,7 @@ def plan(setting: Setting, runs: list[Run], arguments: DriverArguments) -> list[
     tasks = chosen_tasks(setting, arguments)
     states = []
     for run in runs:
-        write_config(run, arguments.dataset, arguments.num_threads)
+        (arguments_of if dry_run else write_config)(run, arguments.dataset, arguments.num_threads)
         summary = run.summary
         if summary is not None and run.adopted is None:
             other = why_not_this_run(run, arguments.dataset, summary)
@@ -229,7 +233,7 @@ class Driver:
         run = state.run
         log = run.directory / "log.txt"
         begin = log.stat().st_size if log.exists() else 0
-        command = [*self.training_command, str(run.directory / "config.yaml"), "--resume", "auto"]
+        command = [*self.training_command, str(run.directory / CONFIG_NAME), "--resume", "auto"]
 
         def watch() -> None:
             with log.open("rb") as file:

@@ -8,10 +8,10 @@ import json
 from dataclasses import asdict, fields
 from pathlib import Path
 
-from ..pretraining_arguments import DataArguments, ModelArguments, parse_arguments
+from ..pretraining_arguments import DataArguments, ModelArguments
 from ..run_summary import file_sha256
 from ..trainer_graphmert import GraphMertTrainingArguments
-from .settings import Run
+from .settings import Run, arguments_of
 
 # Options of model and data that change where a run happens or how fast, but no figure.
 _NO_FIGURE = {
@@ -71,13 +71,13 @@ _TRAINING_FIGURE = (
 )
 
 
-def identity_of_config(path: str | Path) -> dict:
-    """What decides a run's figures, from its configuration file.
+def identity_of_run(run: Run, dataset: str | Path) -> dict:
+    """What decides the figures of a run that is wanted.
 
     Returns:
         Options by name, with defaults filled in; see `identity_of_summary`.
     """
-    model, data, _, training = parse_arguments([str(path)])
+    model, data, _, training = arguments_of(run, dataset, None)
     return _identity(asdict(model), asdict(data), training.to_dict())
 
 
@@ -138,11 +138,11 @@ def why_not_this_run(run: Run, dataset: str | Path, summary: dict) -> dict[str, 
     """In what a finished run differs from the one that is wanted; empty if it is the same.
 
     Args:
-        run: what is wanted; its `config.yaml` is written.
+        run: what is wanted.
         dataset: what it is trained on; compared by manifest.
         summary: of the finished run.
     """
-    found = differences(identity_of_config(run.directory / "config.yaml"), identity_of_summary(summary))
+    found = differences(identity_of_run(run, dataset), identity_of_summary(summary))
     manifest = file_sha256(Path(dataset) / "manifest.json")
     if summary.get("manifest_sha256") != manifest:
         found["data set (sha256 of its manifest)"] = (manifest[:12], str(summary.get("manifest_sha256"))[:12])
@@ -207,6 +207,7 @@ def adopt(
             text = json.dumps(note, indent=1, default=str) + "\n"
             taken.append(run)
             if not dry_run:
+                run.directory.mkdir(parents=True, exist_ok=True)
                 (run.directory / "adopted.json").write_text(text, encoding="utf-8")
             suffix = f" although {describe_differences(other)}" if other else ""
             lines.append(f"{path}: adopted as {run.name}{suffix}")

@@ -17,7 +17,12 @@ def read_records(root: str | Path) -> list[dict]:
 
     Args:
         root: directory that holds `records/`.
+
+    Raises:
+        ValueError: it does not.
     """
+    if not Path(root, "records").is_dir():
+        raise ValueError(f"{root} has no records/; --root is the directory that holds it, with docs/ and README.md")
     records = []
     for file in sorted(Path(root, "records").glob("*/run.json"), reverse=True):
         run = json.loads(file.read_text(encoding="utf-8"))

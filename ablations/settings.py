@@ -14,6 +14,7 @@ import yaml
 from ..pretraining_arguments import parse_arguments
 
 ROWS_DIR = "rows"
+CONFIG_NAME = "config.yaml"
 _SETTING_KEYS = {
     "extends",
     "description",
@@ -26,6 +27,7 @@ _SETTING_KEYS = {
     "task_arguments",
     "headline",
 }
+_TEXT_KEYS = ("extends", "description", "baseline", "recipe", "same_time_as")
 # Of a setting that extends another, laid over the other's option by option.
 _MERGED_KEYS = ("training", "tasks", "task_arguments")
 _ROW_KEYS = {"description", "training", "same_time_as", "tasks"}
@@ -132,13 +134,36 @@ def _read_yaml(path: Path, allowed: set[str]) -> dict:
     unknown = sorted(set(map(str, values)) - allowed)
     if unknown:
         raise ValueError(f"unknown key {unknown[0]!r} in {path}; known are {', '.join(sorted(allowed))}")
+    for name in _TEXT_KEYS:
+        if not isinstance(values.get(name), str | None):
+            raise ValueError(f"{name} in {path} must be text, got {values[name]!r}")
     for name in ("training", "tasks", "task_arguments", "headline"):
-        if not isinstance(values.get(name) or {}, dict):
-            raise ValueError(f"{name} in {path} must hold options with their values")
+        _check_options(f"{name} in {path}", values.get(name))
+    _check_names(f"rows in {path}", values.get("rows"))
+    _check_seeds(f"seeds in {path}", values.get("seeds"))
+    for name, options in (values.get("tasks") or {}).items():
+        _check_options(f"{name} of tasks in {path}", options)
+    for name, names in (values.get("headline") or {}).items():
+        _check_names(f"{name} of headline in {path}", names)
     own = [name for name in _OWN_OPTIONS if name in (values.get("training") or {})]
     if own:
         raise ValueError(f"{own[0]} in {path} is chosen for each run, take it out of `training`")
     return values
+
+
+def _check_options(what: str, options) -> None:
+    if not isinstance(options, dict | None):
+        raise ValueError(f"{what} must hold options with their values, got {options!r}")
+
+
+def _check_names(what: str, names) -> None:
+    if not isinstance(names, list | None) or any(not isinstance(name, str) for name in names or []):
+        raise ValueError(f"{what} must be a list of names, got {names!r}")
+
+
+def _check_seeds(what: str, seeds) -> None:
+    if not isinstance(seeds, list | None) or any(type(seed) is not int or seed < 0 for seed in seeds or []):
+        raise ValueError(f"{what} must be a list of whole numbers from 0 on, got {seeds!r}")
 
 
 def read_row(path: str | Path) -> Row:
@@ -148,7 +173,7 @@ def read_row(path: str | Path) -> Row:
         path: its YAML file; keys `description`, `training`, `same_time_as`, `tasks`.
 
     Raises:
-        ValueError: a file that cannot be read, unknown keys, no description.
+        ValueError: a file that cannot be read, unknown keys, values of another kind, no description.
     """
     path = Path(path)
     values = _read_yaml(path, _ROW_KEYS)
@@ -159,7 +184,7 @@ def read_row(path: str | Path) -> Row:
         description=" ".join(values["description"].split()),
         training=values.get("training") or {},
         same_time_as=values.get("same_time_as"),
-        tasks=values.get("tasks") or {},
+        tasks={name: options or {} for name, options in (values.get("tasks") or {}).items()},
     )
 
 
@@ -169,11 +194,11 @@ def _read_setting_yaml(path: Path) -> dict:
     `training`, `tasks` and `task_arguments` are laid over each other option by option, other keys whole.
     """
     values = _read_yaml(path, _SETTING_KEYS)
-    if "extends" not in values:
+    if not values.get("extends"):
         return values
-    other = path.parent / str(values["extends"])
+    other = path.parent / values["extends"]
     base = _read_yaml(other, _SETTING_KEYS)
-    if "extends" in base:
+    if base.get("extends"):
         raise ValueError(f"{path} extends {other}, which extends another setting itself; name that one")
     merged = {name: {**(base.get(name) or {}), **(values.get(name) or {})} for name in _MERGED_KEYS}
     return {**base, **values, **merged}
@@ -188,13 +213,15 @@ def read_setting(path: str | Path, rows: list[str] | None = None, seeds: list[in
         seeds: in place of the file's.
 
     Raises:
-        ValueError: files that cannot be read, unknown keys, rows that do not exist, a row or seed named twice.
+        ValueError: files that cannot be read, unknown keys, values of another kind, rows that do not exist, a row or seed
+            named twice.
     """
     path = Path(path)
     values = _read_setting_yaml(path)
     known = {file.stem: file for file in sorted((path.parent / ROWS_DIR).glob("*.yaml"))}
     names = rows if rows is not None else values.get("rows") or list(known)
     seeds = seeds if seeds is not None else values.get("seeds") or [0, 1, 2]
+    _check_seeds("seeds", seeds)
     for what, items in (("row", names), ("seed", seeds)):
         double = [item for i, item in enumerate(items) if item in items[:i]]
         if double or not items:
@@ -202,8 +229,6 @@ def read_setting(path: str | Path, rows: list[str] | None = None, seeds: list[in
     missing = [name for name in names if name not in known]
     if missing:
         raise ValueError(f"there is no row {missing[0]!r} in {path.parent / ROWS_DIR}; there are {', '.join(known)}")
-    if any(not isinstance(seed, int) or isinstance(seed, bool) or seed < 0 for seed in seeds):
-        raise ValueError(f"seeds must be whole numbers from 0 on, got {seeds}")
     chosen = {name: read_row(known[name]) for name in names}
     for row in chosen.values():
         if row.same_time_as is not None and row.same_time_as not in known:
@@ -251,16 +276,25 @@ def config_of(run: Run, dataset: str | Path, num_threads: int | None) -> dict:
     return config if num_threads is None else {**config, "num_threads": num_threads}
 
 
-def write_config(run: Run, dataset: str | Path, num_threads: int | None) -> Path:
-    """Write a run's `config.yaml`; `python run_pretraining.py FILE` trains it by hand.
+def arguments_of(run: Run, dataset: str | Path, num_threads: int | None) -> tuple:
+    """A run's arguments as `run_pretraining.py` takes them (`parse_arguments`); nothing is written.
 
     Raises:
         SystemExit: an option that `run_pretraining.py` does not know or take (status 2, one line).
     """
-    path = run.directory / "config.yaml"
+    return parse_arguments([], config_of(run, dataset, num_threads), str(run.directory / CONFIG_NAME))
+
+
+def write_config(run: Run, dataset: str | Path, num_threads: int | None) -> Path:
+    """Write a run's `config.yaml`; `python run_pretraining.py FILE` trains it by hand.
+
+    Raises:
+        SystemExit: as `arguments_of`.
+    """
+    arguments_of(run, dataset, num_threads)
+    path = run.directory / CONFIG_NAME
     path.parent.mkdir(parents=True, exist_ok=True)
     head = f"# {run.name}: {run.row.description}\n"
     text = yaml.safe_dump(config_of(run, dataset, num_threads), sort_keys=False, allow_unicode=True)
     path.write_text(head + text, encoding="utf-8")
-    parse_arguments([str(path)])
     return path

@@ -5,16 +5,16 @@ import os
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 from ablation_runs import ROWS, SETTING, finish, summary_of, tiny_runs, write_setting
 
 from graphmert.ablations.__main__ import main
 from graphmert.ablations.driver import Driver, DriverArguments, Pace, _claimed, format_plan, plan
-from graphmert.ablations.matching import adopt, differences, identity_of_config, identity_of_summary
+from graphmert.ablations.matching import adopt, differences, identity_of_run, identity_of_summary
 from graphmert.ablations.settings import options_of, read_setting, runs_of, write_config
 from graphmert.ablations.step_time import steps_in_the_same_time
 
@@ -203,6 +203,36 @@ def test_a_run_stays_claimed_while_its_child_lives(tiny):
         assert claim is not None
 
 
+def test_a_dry_run_writes_nothing(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("graphmert.chain_graphs.load_chain_graphs", lambda directory: None)
+    setting = write_setting(tmp_path / "conf")
+    _, runs, dataset = tiny_runs(tmp_path)
+    elsewhere = finish(runs[0], dataset, tmp_path / "elsewhere")
+    command = [
+        "--config",
+        str(setting),
+        "--dataset",
+        str(dataset),
+        "--output",
+        str(tmp_path / "new"),
+        "--tasks",
+        "none",
+    ]
+    assert main([*command, "--dry-run", "--adopt", str(elsewhere)]) == 0
+    printed = capsys.readouterr().out
+    assert "adopted as graph_off, seed 0" in printed and "4 of 4 runs to train" in printed
+    assert not (tmp_path / "new").exists()
+    # What is planned is checked all the same.
+    with (tmp_path / "conf" / "rows" / "full.yaml").open("a") as file:
+        file.write("training: {hidden: 3}\n")
+    with pytest.raises(SystemExit) as stop:
+        main([*command, "--dry-run"])
+    assert stop.value.code == 2 and not (tmp_path / "new").exists()
+    assert (
+        f"unknown option 'hidden' in {tmp_path / 'new' / 'full' / 'seed-0' / 'config.yaml'}" in capsys.readouterr().err
+    )
+
+
 def test_another_run_in_the_directory_is_refused(tiny):
     _, runs, driver, dataset = tiny
     summary = summary_of(runs[0], dataset)
@@ -237,7 +267,7 @@ def test_runs_are_told_apart_by_what_decides_their_figures(tmp_path):
     _, runs, dataset = tiny_runs(tmp_path)
     off, full = runs[:2]
     summary = summary_of(full, dataset)
-    wanted = identity_of_config(full.directory / "config.yaml")
+    wanted = identity_of_run(full, dataset)
     assert identity_of_summary(summary) == wanted
     # What changes no figure, and options that did not exist then.
     summary["arguments"]["model"]["attn_implementation"] = "sdpa"
@@ -250,20 +280,17 @@ def test_runs_are_told_apart_by_what_decides_their_figures(tmp_path):
     del summary["arguments"]["training"]["final_mnm_weight"]
     assert differences(wanted, identity_of_summary(summary)) == {"final_mnm_weight": (0, 0.4)}
     for constant in (None, 0.4):
-        config = yaml.safe_load((full.directory / "config.yaml").read_text()) | {"final_mnm_weight": constant}
-        (tmp_path / "constant.yaml").write_text(yaml.safe_dump(config))
-        assert identity_of_summary(summary) == identity_of_config(tmp_path / "constant.yaml")
+        other = replace(full, options={**full.options, "final_mnm_weight": constant})
+        assert identity_of_summary(summary) == identity_of_run(other, dataset)
     summary["arguments"]["training"]["final_mnm_weight"] = 0.0
     summary["arguments"]["model"]["hgat_init"] = "normal"
     assert differences(wanted, identity_of_summary(summary)) == {"hgat_init": ("zeros", "normal")}
     # Without leaves nothing reads the options of leaves.
     bare = summary_of(off, dataset)
     bare["arguments"]["model"].update(use_hgat=False, mnm_target="tail")
-    assert identity_of_summary(bare) == identity_of_config(off.directory / "config.yaml")
+    assert identity_of_summary(bare) == identity_of_run(off, dataset)
     bare["arguments"]["data"]["order_leaves_per_root"] = None
-    assert set(differences(identity_of_config(off.directory / "config.yaml"), identity_of_summary(bare))) == {
-        "order_leaves_per_root"
-    }
+    assert set(differences(identity_of_run(off, dataset), identity_of_summary(bare))) == {"order_leaves_per_root"}
     with pytest.raises(ValueError, match="not the summary of a pretraining run"):
         identity_of_summary({"arguments": {}})
 
@@ -318,7 +345,7 @@ def test_shipped_settings_are_valid(name, tmp_path):
     assert set(setting.headline["rows"]) <= set(setting.rows)
     rows = []
     for run in runs_of(setting, tmp_path):
-        identity = identity_of_config(write_config(run, "data/training", 1))
+        identity = identity_of_run(run, "data/training")
         rows.append({**identity, "same_time_as": run.row.same_time_as, "tasks": run.row.tasks})
     # No two rows of the table are the same run.
     assert all(rows[i] != rows[k] for i in range(len(rows)) for k in range(i))
@@ -372,6 +399,25 @@ def test_mistakes_in_settings_are_named(tmp_path, capsys):
     assert "which is no row" in error(row="description: x\nsame_time_as: none\n")
     assert "none.yaml: No such file" in error(setting="extends: none.yaml\n")
     assert "extends another setting itself" in error(setting="extends: tiny.yaml\n")
+    listed = SETTING.replace("rows: [graph_off, full]", "{}").replace("seeds: [0, 1]", "")
+    for line, message in (
+        ("seeds: 3", "seeds in {} must be a list of whole numbers from 0 on, got 3"),
+        ("seeds: 0", "seeds in {} must be a list of whole numbers from 0 on, got 0"),
+        ("seeds: [a]", "seeds in {} must be a list of whole numbers from 0 on, got ['a']"),
+        ("seeds: [-1]", "seeds in {} must be a list of whole numbers"),
+        ("rows: 5", "rows in {} must be a list of names, got 5"),
+        ("rows: full", "rows in {} must be a list of names, got 'full'"),
+        ("rows: [{a: 1}]", "rows in {} must be a list of names"),
+        ("headline: {rows: full}", "rows of headline in {} must be a list of names, got 'full'"),
+        ("tasks: {code_search: 5}", "code_search of tasks in {} must hold options with their values, got 5"),
+        ("recipe: 5", "recipe in {} must be text, got 5"),
+        # YAML's way of writing False.
+        ("recipe: off", "recipe in {} must be text, got False"),
+        ("extends: 5", "extends in {} must be text, got 5"),
+    ):
+        assert message.format(path) in error(setting=listed.replace("{}", line))
+    assert "description in" in error(row="description: 5\n") and "must be text, got 5" in error(row="description: 5\n")
+    assert "same_time_as in" in error(row="description: x\nsame_time_as: [a]\n")
     assert "is not a chain-graph dataset" in error()
     assert "cannot read" in error("--config", str(tmp_path / "none.yaml"))
 

@@ -191,6 +191,13 @@ def test_pages_follow_the_records(runs, capsys):
     assert "asks for the results of gone; there are records of tiny, other" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("options", [[], ["--check"]])
+def test_a_root_without_records_is_refused(tmp_path, capsys, options):
+    assert main(["results", "--root", str(tmp_path / "nowhere"), *options]) == 2
+    assert "nowhere has no records/; --root is the directory that holds it" in capsys.readouterr().err
+    assert not (tmp_path / "nowhere").exists()
+
+
 def test_markers_must_be_a_pair():
     assert with_results("no markers", []) == "no markers"
     assert "No record of ablations yet." in with_results(f"{BEGIN}{END}", [])
