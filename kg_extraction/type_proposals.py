@@ -35,6 +35,8 @@ _TYPING = {
     "NamedTuple",
 }
 _NAME = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)*")
+# Lines as Python's parser counts them: splitlines() also splits at form feeds and other signs that may stand in a line.
+_LINE = re.compile(r"[^\r\n]*(?:\r\n?|\n)|[^\r\n]+")
 _QUOTED = re.compile(r"\"[^\"]*\"|'[^']*'")
 _BUILTINS = frozenset(dir(builtins))
 
@@ -93,7 +95,7 @@ class ModuleNames:
         self.bound: dict[str, int | None] = {}
         self.is_lazy = False
         self._starts = [0]
-        for line in code.splitlines(keepends=True):
+        for line in _LINE.findall(code):
             self._starts.append(self._starts[-1] + len(line))
         self._read(tree.body, True)
         leading = 0
@@ -248,8 +250,8 @@ def _with_imports(code: str, line: int, plain: set[tuple[str, str]], checking: s
     added = statements(plain, "")
     if checking:
         added += ["\n", "if TYPE_CHECKING:\n", *statements(checking, "    ")]
-    lines = code.splitlines(keepends=True)
-    if line and lines and not lines[line - 1].endswith("\n"):
+    lines = _LINE.findall(code)
+    if line and lines and not lines[line - 1].endswith(("\n", "\r")):
         lines[line - 1] += "\n"
     return "".join([*lines[:line], *added, *lines[line:]])
 

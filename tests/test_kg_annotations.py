@@ -191,6 +191,20 @@ def test_names_of_a_module():
     assert "X" not in names.bound and names.import_line == 2
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("sign", ["\x0c", "\x0b", "\x1c", "\x85", "\u2028", "\u2029"])
+def test_imports_stand_at_the_line_that_python_counts(sign, end):
+    code = f'"""Doc.\n{sign}\na\n{sign}\n"""\nimport os\nText = str\n\n\ndef f(path): ...\n'.replace("\n", end)
+    names = ModuleNames(code)
+    assert code[: names.bound["Text"]].endswith(f"Text = str{end}")
+    (slot,) = [slot for slot in find_slots(code) if slot.name == "path"]
+    text = Annotator({0: ("app.a", code)}).annotate(0, [Proposal(0, slot, "Any", 0.9)]).text
+    assert text == code.replace("(path)", "(path: Any)").replace(
+        f"import os{end}", f"import os{end}from typing import Any\n"
+    )
+    ast.parse(text)
+
+
 def test_none_default_makes_optional():
     assert with_default("str", "None") == "str | None"
     assert with_default("Optional[str]", "None") == "Optional[str]"
