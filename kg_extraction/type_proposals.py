@@ -19,6 +19,7 @@ from ..code_graph.type_names import defined_classes, normalise_type, type_aliase
 from .candidates import ABC_TYPES, TYPING_TYPES
 from .facts import PREDICTED, Fact
 from .scoring import TAIL_MODE
+from .stubs import stub_of
 
 # What `typing` gives beside the names that are asked for.
 _TYPING = {
@@ -192,8 +193,12 @@ class Annotator:
         proposals = list(proposals)
         try:
             names = ModuleNames(code)
-        except (SyntaxError, ValueError, RecursionError):
+        except (SyntaxError, ValueError):
             result.skipped["file is not Python 3"] += len(proposals)
+            return result
+        except (RecursionError, MemoryError):
+            # Python's parser gives up with either, by what is nested.
+            result.skipped["file is nested too deeply"] += len(proposals)
             return result
         edits: list[tuple[int, int, str]] = []
         plain: set[tuple[str, str]] = set()
@@ -318,6 +323,14 @@ def unified_diff(old: str, new: str, path: str) -> str:
     return "".join(lines)
 
 
+def _stub(text: str) -> str | None:
+    """The stub of a module that Python's parser reads; None where its tree is too deep to be written out."""
+    try:
+        return stub_of(text)
+    except RecursionError:
+        return None
+
+
 def write_proposals(
     facts: Iterable[Fact],
     extractor,
@@ -348,16 +361,20 @@ def write_proposals(
         if path is not None and path.read_bytes() != file.code.encode("utf-8"):
             counts["file is not plain UTF-8 with \\n line ends"] += len(result.proposals)
             continue
-        counts["written"] += len(result.proposals)
+        stub = None
+        if stubs is not None and result.proposals:
+            stub = _stub(result.text)
+            if stub is None:
+                counts["file is nested too deeply for a stub"] += len(result.proposals)
+            else:
+                target = Path(stubs) / Path(file.path).with_suffix(".pyi")
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_text(stub, encoding="utf-8")
+                written.append(target)
         if patch is not None:
             diffs.append(unified_diff(file.code, result.text, file.path))
-        if stubs is not None and result.proposals:
-            from .stubs import stub_of
-
-            target = Path(stubs) / Path(file.path).with_suffix(".pyi")
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_text(stub_of(result.text), encoding="utf-8")
-            written.append(target)
+        if patch is not None or stub is not None:
+            counts["written"] += len(result.proposals)
     if patch is not None:
         Path(patch).parent.mkdir(parents=True, exist_ok=True)
         Path(patch).write_text("".join(diffs), encoding="utf-8", newline="\n")

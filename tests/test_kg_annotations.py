@@ -3,14 +3,23 @@
 import ast
 import doctest
 import subprocess
+from types import SimpleNamespace
 
 import pytest
 
 from graphmert.code_graph import annotations, type_names
 from graphmert.code_graph.annotations import PARAMETER, RETURN, find_slots, strip_annotations
 from graphmert.code_graph.type_names import normalise_type
+from graphmert.kg_extraction.facts import PREDICTED, Fact, Place
 from graphmert.kg_extraction.stubs import stub_of
-from graphmert.kg_extraction.type_proposals import Annotator, ModuleNames, Proposal, unified_diff, with_default
+from graphmert.kg_extraction.type_proposals import (
+    Annotator,
+    ModuleNames,
+    Proposal,
+    unified_diff,
+    with_default,
+    write_proposals,
+)
 
 CODE = '''"""Docs: path (str)."""
 from .tree import Node
@@ -218,3 +227,35 @@ def test_stub_has_signatures_and_fields():
     tree = ast.parse(stub)
     assert [type(node).__name__ for node in tree.body] == ["ImportFrom", "Import", "Assign", "AnnAssign", "ClassDef"]
     assert "n: Any" in stub and "def f(self, n: int=...) -> str:" in stub
+
+
+def written(tmp_path, files: dict[str, str], patch=True):
+    """Counts, the patch and the stubs where each parameter of a project is predicted an int."""
+    corpus = [SimpleNamespace(project="app", path=path, language="python", code=code) for path, code in files.items()]
+    entities = [SimpleNamespace(module=path.removesuffix(".py").replace("/", ".")) for path in files]
+    facts = [
+        Fact("app", slot.qualified, "has_type", "int", slot.name, "int", "parameter", "type", PREDICTED, "tail", 0.9,
+             places=[Place("app", file.path, slot.line, slot.start, slot.end)])
+        for file in corpus for slot in find_slots(file.code) if slot.kind == PARAMETER
+    ]  # fmt: skip
+    extractor = SimpleNamespace(corpus=SimpleNamespace(files=corpus), entities=entities)
+    patch = tmp_path / "types.patch" if patch else None
+    counts, _ = write_proposals(facts, extractor, {}, patch, tmp_path / "stubs")
+    stubs = {path.relative_to(tmp_path / "stubs").as_posix() for path in (tmp_path / "stubs").rglob("*.pyi")}
+    return counts, patch and patch.read_text(encoding="utf-8"), stubs
+
+
+@pytest.mark.parametrize("operator", ["not ", "-", "a."])
+def test_files_nested_too_deeply_for_python_are_skipped(tmp_path, operator):
+    files = {"deep.py": f"def f(n): ...\nx = {operator * 6000}a\n", "flat.py": "def f(n): ...\n"}
+    counts, patch, stubs = written(tmp_path, files)
+    assert counts == {"slots": 4, "proposed": 2, "written": 1, "file is nested too deeply": 1}
+    assert "deep.py" not in patch and stubs == {"flat.pyi"}
+
+
+@pytest.mark.parametrize(("patch", "num_written"), [(True, 2), (False, 1)])
+def test_files_nested_too_deeply_for_a_stub_are_counted(tmp_path, patch, num_written):
+    files = {"deep.py": f"def f(n): ...\nX = a{'.a' * 1000}\n", "flat.py": "def f(n): ...\n"}
+    counts, text, stubs = written(tmp_path, files, patch)
+    assert counts == {"slots": 4, "proposed": 2, "written": num_written, "file is nested too deeply for a stub": 1}
+    assert stubs == {"flat.pyi"} and (text is None or "+def f(n: int): ..." in text)
