@@ -58,8 +58,9 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="N",
         help="hidden facts of each relation (default %(default)s)",
     )
-    add("--write-patch", metavar="FILE", help="write missing type annotations as a patch that `git apply` takes")
-    add("--write-stubs", metavar="DIR", help="write missing type annotations as .pyi stub files")
+    add("--write-patch", metavar="FILE", help="write missing type annotations as a patch that `git apply` takes in "
+        "the directory of the source; refused where several sources have a file of the same path")  # fmt: skip
+    add("--write-stubs", metavar="DIR", help="write missing type annotations as .pyi stub files; refused likewise")
     add(
         "--max-pairs",
         type=int,
@@ -143,6 +144,11 @@ def _split(text: str | None) -> list[str] | None:
     return None if text is None else [part.strip() for part in text.split(",") if part.strip()]
 
 
+def _flag(name: str) -> str:
+    """An option as it is written on the command line."""
+    return f"--{name.replace('_', '-')}"
+
+
 def _check(arguments: argparse.Namespace) -> None:
     """Refuse what cannot work before anything is loaded."""
     from ..code_graph.schema import RELATION_IDS, RELATION_NAMES
@@ -159,7 +165,7 @@ def _check(arguments: argparse.Namespace) -> None:
         raise ValueError("--calibrate makes a calibration, --calibration uses one: give one of them")
     for name in ("batch_size", "calibration_facts", "max_page_edges"):
         if getattr(arguments, name) < 1:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(arguments, name)}")
+            raise ValueError(f"{_flag(name)} must be at least 1, got {getattr(arguments, name)}")
     output = Path(arguments.output)
     if output.exists() and not output.is_dir():
         raise ValueError(f"--output {output}: is a file; give a directory")
@@ -170,7 +176,7 @@ def _read(specs: list[str], options: ReadOptions) -> tuple[list, list, dict[tupl
     from ..chain_graphs.sources import SkippedFile
 
     files, skipped, on_disk = [], [], {}
-    for spec in specs:
+    for spec in dict.fromkeys(specs):
         source = parse_source(spec, options)
         for file in source.files():
             if isinstance(file, SkippedFile):
@@ -256,6 +262,7 @@ def run(arguments: argparse.Namespace) -> list[Path]:
 
     from .extraction import Extractor, Options
     from .scoring import check_modes, fetch_checkpoint, load_checkpoint, modes_of
+    from .type_proposals import check_paths, write_proposals
 
     _check(arguments)
     options = Options(
@@ -268,6 +275,9 @@ def run(arguments: argparse.Namespace) -> list[Path]:
         torch.set_num_threads(arguments.num_threads)
     reading = ReadOptions(include_tests=arguments.include_tests, cache_dir=arguments.cache_dir)
     files, skipped, on_disk = _read(arguments.source, reading)
+    for option in ("write_patch", "write_stubs"):
+        if getattr(arguments, option):
+            check_paths((path for _, path, language, _ in files if language == "python"), _flag(option))
     arguments.checkpoint = fetch_checkpoint(arguments.model)
     model, tokenizer = load_checkpoint(arguments.checkpoint, arguments.device)
     modes = tuple(arguments.modes or modes_of(model.config.mnm_target))
@@ -300,8 +310,6 @@ def run(arguments: argparse.Namespace) -> list[Path]:
     written = write_formats(facts, output, arguments.formats, arguments.max_page_edges)
     calibration.save(output / CALIBRATION_FILE)
     if wants_types:
-        from .type_proposals import write_proposals
-
         record["type_proposals"], more = write_proposals(
             facts, extractor, on_disk, arguments.write_patch, arguments.write_stubs
         )

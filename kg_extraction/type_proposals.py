@@ -12,7 +12,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from ..code_graph.annotations import PARAMETER, Slot, find_slots
 from ..code_graph.type_names import defined_classes, normalise_type, type_aliases
@@ -323,6 +323,30 @@ def unified_diff(old: str, new: str, path: str) -> str:
     return "".join(lines)
 
 
+def check_paths(paths: Iterable[str], option: str) -> None:
+    """Refuse files whose proposals would take each other's place: a patch and a directory of stubs know paths only.
+
+    Args:
+        paths: of the Python files of all sources.
+        option: that asks for the proposals.
+
+    Raises:
+        ValueError: a path occurs twice.
+    """
+    path, number = max(Counter(paths).items(), key=lambda item: item[1], default=("", 0))
+    if number > 1:
+        raise ValueError(
+            f"{option}: {path} stands in several sources or projects, of which one would take the other's place; give one "
+            "--source at a time"
+        )
+
+
+def _leads_out(path: str) -> bool:
+    """Whether a path, which may come from a stranger's data set, is not one below the directory of its project."""
+    path = PurePosixPath(path)
+    return path.is_absolute() or ".." in path.parts
+
+
 def _stub(text: str) -> str | None:
     """The stub of a module that Python's parser reads; None where its tree is too deep to be written out."""
     try:
@@ -357,6 +381,9 @@ def write_proposals(
     for number, result in annotated.items():
         file = extractor.corpus.files[number]
         counts.update(result.skipped)
+        if _leads_out(file.path):
+            counts["path leads out of the project"] += len(result.proposals)
+            continue
         path = on_disk.get((file.project, file.path))
         if path is not None and path.read_bytes() != file.code.encode("utf-8"):
             counts["file is not plain UTF-8 with \\n line ends"] += len(result.proposals)

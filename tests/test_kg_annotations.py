@@ -259,3 +259,13 @@ def test_files_nested_too_deeply_for_a_stub_are_counted(tmp_path, patch, num_wri
     counts, text, stubs = written(tmp_path, files, patch)
     assert counts == {"slots": 4, "proposed": 2, "written": num_written, "file is nested too deeply for a stub": 1}
     assert stubs == {"flat.pyi"} and (text is None or "+def f(n: int): ..." in text)
+
+
+def test_paths_that_lead_out_of_the_project_are_not_written(tmp_path):
+    (tmp_path / "kg").mkdir()
+    code = "def f(n): ...\n"
+    files = {"../up.py": code, f"{tmp_path}/root.py": code, "a/../../up.py": code, "in.py": code}
+    counts, patch, stubs = written(tmp_path / "kg", files)
+    assert counts == {"slots": 8, "proposed": 4, "written": 1, "path leads out of the project": 3}
+    assert patch.startswith("--- a/in.py") and patch.count("--- ") == 1
+    assert stubs == {"in.pyi"} and not [*tmp_path.glob("*.pyi")]

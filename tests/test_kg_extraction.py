@@ -408,6 +408,23 @@ def test_command_writes_facts_calibration_patch_and_stubs(checkpoints, tmp_path,
     assert list((tmp_path / "stubs").rglob("*.pyi"))
 
 
+@pytest.mark.parametrize("option", ["--write-patch", "--write-stubs"])
+def test_proposals_of_several_sources_do_not_take_each_others_place(checkpoints, tmp_path, capsys, option):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "q.py").write_text("def f(n): ...\n")
+    (tmp_path / "two" / "r.py").write_text("def f(n): ...\n")
+    sources = ["--source", f"dir:{tmp_path / 'one'}", "--source", f"dir:{tmp_path / 'two'}"]
+    arguments = ["--model", str(checkpoints / "both"), "--output", str(tmp_path / "kg"), option, str(tmp_path / "out")]
+    assert main([*arguments, *sources]) == 2
+    assert f"{option}: q.py stands in several sources" in capsys.readouterr().err
+    assert not (tmp_path / "kg").exists() and not (tmp_path / "out").exists()
+    # The same source twice is one source; other paths may come from anywhere.
+    assert main([*arguments, *sources[2:], *sources[2:]]) == 0
+    (tmp_path / "two" / "q.py").unlink()
+    assert main([*arguments, *sources]) == 0
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
