@@ -9,6 +9,7 @@ import functools
 import hashlib
 import os
 import re
+import stat
 import subprocess
 import sys
 import sysconfig
@@ -213,7 +214,7 @@ class DirectorySource(Source):
                 raise BuildError(f"source {self.spec}: {self.root} is not text: {error}") from error
             yield Candidate(self.root.stem, self.root.name, self.root.stat().st_size, self.root.read_bytes, language)
             return
-        for path in walk(self.root, self.options.languages):
+        for path, reason in walk(self.root, self.options.languages):
             relative = path.relative_to(self.root)
             yield Candidate(
                 self._project_of(relative),
@@ -221,6 +222,7 @@ class DirectorySource(Source):
                 file_size(path),
                 path.read_bytes,
                 language_of_file(path.name),
+                reason,
             )
 
     def _project_of(self, relative: Path) -> str:
@@ -429,9 +431,14 @@ def split_arguments(text: str, allowed: tuple[str, ...]) -> tuple[str, dict[str,
     return parts[0], dict(part.split("=", 1) for part in parts[1:])
 
 
-def walk(root: Path, languages: tuple[str, ...] = DEFAULT_LANGUAGES) -> Iterator[Path]:
-    """Files of code under a directory in sorted order; hidden and installed directories are not entered."""
-    for directory, names, files in os.walk(root):
+def walk(root: Path, languages: tuple[str, ...] = DEFAULT_LANGUAGES) -> Iterator[tuple[Path, str | None]]:
+    """Files of code under a directory in sorted order, and directories that are not read, with the reason.
+
+    Links to directories are not followed: they may lead in a circle, or to files that are read already. Hidden and
+    installed directories are not entered, and no one misses them.
+    """
+    errors: list[OSError] = []
+    for directory, names, files in os.walk(root, onerror=errors.append):
         names[:] = sorted(
             name
             for name in names
@@ -439,11 +446,23 @@ def walk(root: Path, languages: tuple[str, ...] = DEFAULT_LANGUAGES) -> Iterator
             and not name.startswith(".")
             and not os.path.exists(os.path.join(directory, name, "pyvenv.cfg"))
         )
+        for name in names:
+            if os.path.islink(os.path.join(directory, name)):
+                yield Path(directory, name), "link to a directory (not followed; give it as a source)"
         for name in sorted(files):
             path = Path(directory, name)
-            # A FIFO or device would block the reader; a dangling link is passed on and counted as unreadable.
-            if language_of_file(name) in languages and (path.is_file() or path.is_symlink()):
-                yield path
+            if language_of_file(name) in languages and _may_be_file(path):
+                yield path, None
+    for error in errors:
+        yield Path(error.filename or root), f"cannot be read ({type(error).__name__})"
+
+
+def _may_be_file(path: Path) -> bool:
+    """False for a FIFO or device, which would block the reader; what cannot be examined is tried, and so counted."""
+    try:
+        return stat.S_ISREG(path.stat().st_mode)
+    except OSError:
+        return True
 
 
 def file_size(path: Path) -> int:

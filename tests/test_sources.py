@@ -1,6 +1,8 @@
 """Sources: what is read, what is left out and why; nothing here reaches the network."""
 
+import errno
 import itertools
+import os
 import zipfile
 from pathlib import Path
 
@@ -131,6 +133,51 @@ def test_directory_of_projects(tmp_path):
     assert read(f"dir:{tmp_path}", min_file_chars=1000)[0] == {}
     assert set(read(f"dir:{tmp_path},project=single")[0].values()) == {tmp_path.name}
     assert read(f"dir:{tmp_path},project=children")[0]["top.py"] == "top"
+
+
+def test_directories_that_are_not_entered_are_named(tmp_path, monkeypatch):
+    write(tmp_path / "elsewhere", {"a.py": CODE})
+    write(tmp_path / "code", {"one/a.py": CODE, "two/b.py": CODE, "two/shut/c.py": CODE, "zoo/d.py": CODE})
+    for name in ("one/link", "top", "one/.hidden", "one/node_modules"):
+        (tmp_path / "code" / name).symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "code" / "one" / "circle").symlink_to(tmp_path / "code")
+    scandir = os.scandir
+
+    def refuse(path):
+        if str(path).endswith(("shut", "all")):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    kept, skipped = read(f"dir:{tmp_path / 'code'}")
+    assert kept == {"one/a.py": "one", "two/b.py": "two", "zoo/d.py": "zoo"}
+    link = "link to a directory (not followed; give it as a source)"
+    shut = "cannot be read (PermissionError)"
+    assert skipped == {"one/circle": link, "one/link": link, "top": link, "two/shut": shut}
+    (tmp_path / "all").mkdir()
+    assert read(f"dir:{tmp_path / 'all'}") == ({}, {".": shut})
+
+
+def test_files_that_cannot_be_examined_are_named_and_pipes_are_not_opened(tmp_path, monkeypatch):
+    write(tmp_path, {"a.py": CODE, "b.py": CODE})
+    os.mkfifo(tmp_path / "pipe.py")
+    (tmp_path / "to_pipe.py").symlink_to("pipe.py")
+    stat = Path.stat
+
+    def refuse(path, **options):
+        if path.name == "b.py":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return stat(path, **options)
+
+    def refuse_bytes(path):
+        refuse(path)
+        return read_bytes(path)
+
+    read_bytes = Path.read_bytes
+    monkeypatch.setattr(Path, "stat", refuse)
+    monkeypatch.setattr(Path, "read_bytes", refuse_bytes)
+    kept, skipped = read(f"dir:{tmp_path}")
+    assert set(kept) == {"a.py"} and skipped == {"b.py": "cannot be read (PermissionError)"}
 
 
 @pytest.mark.parametrize("marker", ["setup.py", "pyproject.toml", "__init__.py"])
