@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections import Counter
@@ -9,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ..chain_graphs.sources import DEFAULT_CACHE_DIR, DirectorySource, ReadOptions, looks_local, parse_source
+from ..command_line import CommandParser
 from .export import FORMATS, check_formats, write_formats
 
 PROGRAM = "graphmert-extract"
@@ -18,7 +20,7 @@ _REQUIRED = ("model", "source", "output")
 
 def make_parser() -> argparse.ArgumentParser:
     """The command's options."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog=PROGRAM,
         description="Read the knowledge graph of source code: facts that the parser sees, and facts that a trained "
         "GraphMERT fills in, each with its probability and its places. docs/KNOWLEDGE_GRAPH.md explains both.",
@@ -70,6 +72,14 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add("--no-verify", action="store_true", help="do not ask the model about the facts that the parser sees")
     add("--include-tests", action="store_true", help="read test files too")
+    add("--include-tables", action="store_true", help="read files of data too")
+    add(
+        "--max-file-bytes",
+        type=int,
+        default=ReadOptions.max_file_bytes,
+        metavar="N",
+        help="skip larger files (default %(default)s)",
+    )
     add("--cache-dir", type=Path, default=DEFAULT_CACHE_DIR, help="where downloaded wheels are kept")
     add("--batch-size", type=int, default=32, metavar="N", help="questions in one forward pass (default %(default)s)")
     add("--device", default="cpu", help="cpu, cuda, ... (default %(default)s)")
@@ -163,12 +173,27 @@ def _check(arguments: argparse.Namespace) -> None:
     check_formats(arguments.formats)
     if arguments.calibrate and arguments.calibration:
         raise ValueError("--calibrate makes a calibration, --calibration uses one: give one of them")
-    for name in ("batch_size", "calibration_facts", "max_page_edges"):
-        if getattr(arguments, name) < 1:
-            raise ValueError(f"{_flag(name)} must be at least 1, got {getattr(arguments, name)}")
-    output = Path(arguments.output)
-    if output.exists() and not output.is_dir():
-        raise ValueError(f"--output {output}: is a file; give a directory")
+    for name in ("batch_size", "calibration_facts", "max_page_edges", "max_file_bytes", "num_threads"):
+        number = getattr(arguments, name)
+        if number is not None and number < 1:
+            raise ValueError(f"{_flag(name)} must be at least 1, got {number}")
+    _check_place("--output", arguments.output)
+    if arguments.write_patch:
+        _check_place("--write-patch", arguments.write_patch, is_file=True)
+    if arguments.write_stubs:
+        _check_place("--write-stubs", arguments.write_stubs)
+
+
+def _check_place(option: str, path: str, is_file: bool = False) -> None:
+    """Refuse an output that could not be written to its place when all the work is done."""
+    place = Path(path)
+    if place.exists() and place.is_dir() == is_file:
+        raise ValueError(f"{option} {path}: is a {'directory; give a file' if is_file else 'file; give a directory'}")
+    above = next(each for each in (place.absolute(), *place.absolute().parents) if each.exists())
+    if above != place.absolute() and not above.is_dir():
+        raise ValueError(f"{option} {path}: {above} is a file; choose another place")
+    if not os.access(above, os.W_OK):
+        raise ValueError(f"{option} {path}: {above} cannot be written to; choose another place")
 
 
 def _read(specs: list[str], options: ReadOptions) -> tuple[list, list, dict[tuple[str, str], Path]]:
@@ -271,9 +296,14 @@ def run(arguments: argparse.Namespace) -> list[Path]:
         max_pairs=arguments.max_pairs,
         verify=not arguments.no_verify,
     )
-    if arguments.num_threads:
+    if arguments.num_threads is not None:
         torch.set_num_threads(arguments.num_threads)
-    reading = ReadOptions(include_tests=arguments.include_tests, cache_dir=arguments.cache_dir)
+    reading = ReadOptions(
+        max_file_bytes=arguments.max_file_bytes,
+        include_tests=arguments.include_tests,
+        include_tables=arguments.include_tables,
+        cache_dir=arguments.cache_dir,
+    )
     files, skipped, on_disk = _read(arguments.source, reading)
     for option in ("write_patch", "write_stubs"):
         if getattr(arguments, option):
@@ -336,6 +366,11 @@ def main(argv: list[str] | None = None) -> int:
         arguments = parse_arguments(argv)
         for name in ("relations", "modes", "formats"):
             setattr(arguments, name, _split(getattr(arguments, name)))
+        # Here, so that --help does not wait for it.
+        from transformers.utils import logging as hf_logging
+
+        # Of loading a small model; it would stand before the one line of an error.
+        hf_logging.disable_progress_bar()
         run(arguments)
     except (ValueError, OSError) as error:
         print(f"{PROGRAM}: error: {' '.join(str(error).split())}", file=sys.stderr)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 import shutil
 from dataclasses import replace
@@ -438,6 +439,8 @@ def test_proposals_of_several_sources_do_not_take_each_others_place(checkpoints,
         ({"--source": "dir:nowhere"}, "does not exist"),
         ({"--threshold": "2"}, "between 0 and 1"),
         ({"--calibration": "nowhere.json"}, "not a calibration.json"),
+        ({"--num-threads": "0"}, "--num-threads must be at least 1, got 0"),
+        ({"--num-threads": "-1"}, "--num-threads must be at least 1, got -1"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_code_2(checkpoints, tmp_path, capsys, changed, message):
@@ -447,7 +450,7 @@ def test_mistakes_are_one_line_and_exit_code_2(checkpoints, tmp_path, capsys, ch
         "--output": str(tmp_path),
     }
     assert main([part for pair in {**given, **changed}.items() for part in pair]) == 2
-    error = capsys.readouterr().err.strip().splitlines()[-1]
+    (error,) = capsys.readouterr().err.strip().splitlines()
     assert error.startswith("graphmert-extract: error: ") and message in error
 
 
@@ -469,6 +472,67 @@ def test_damaged_checkpoints_are_named(checkpoints, tmp_path, file, text, messag
     with pytest.raises(ValueError, match=re.escape(message)) as caught:
         load_checkpoint(directory)
     assert str(caught.value).startswith(f"--model {directory}: cannot be loaded")
+
+
+@pytest.mark.parametrize(
+    ("option", "place", "message"),
+    [
+        ("--output", "file.txt", "is a file; give a directory"),
+        ("--output", "file.txt/kg", "{tmp_path}/file.txt is a file"),
+        ("--write-patch", "directory", "is a directory; give a file"),
+        ("--write-patch", "file.txt/x.patch", "{tmp_path}/file.txt is a file"),
+        ("--write-stubs", "file.txt", "is a file; give a directory"),
+        ("--write-stubs", "file.txt/deep/stubs", "{tmp_path}/file.txt is a file"),
+    ],
+)
+def test_outputs_are_checked_before_the_work(tmp_path, capsys, option, place, message):
+    (tmp_path / "file.txt").write_text("text")
+    (tmp_path / "directory").mkdir()
+    given = {"--model": "nowhere", "--source": "dir:nowhere", "--output": str(tmp_path / "kg")}
+    given[option] = str(tmp_path / place)
+    assert main([part for pair in given.items() for part in pair]) == 2
+    (error,) = capsys.readouterr().err.strip().splitlines()
+    assert f"{option} {tmp_path / place}: " in error and message.format(tmp_path=tmp_path) in error
+    assert not (tmp_path / "kg").exists()
+
+
+@pytest.mark.parametrize("option", ["--output", "--write-patch", "--write-stubs"])
+def test_outputs_must_be_writable(tmp_path, capsys, monkeypatch, option):
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
+    given = {"--model": "nowhere", "--source": "dir:nowhere", "--output": "kg"} | {option: str(tmp_path / "a" / "b")}
+    assert main([part for pair in given.items() for part in pair]) == 2
+    assert f"{option} {tmp_path}/a/b: {tmp_path} cannot be written to" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", [["--nonsense"], ["--top-k", "many"], ["--model"]])
+def test_wrong_options_are_one_line(option, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--source", "stdlib", "--output", "x", *option])
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert option[0] in error and error.count("\n") == 1
+
+
+def test_files_that_are_too_large_and_tables_are_kept_where_asked(checkpoints, tmp_path, capsys):
+    code = tmp_path / "code"
+    code.mkdir()
+    (code / "table.py").write_text("topics = [\n" + "    'a text of a help page',\n" * 300 + "]\n")
+    (code / "large.py").write_text("def f(n):\n    return n\n" * 10)
+    arguments = ["--model", str(checkpoints / "relation"), "--source", f"dir:{code}", "--output", str(tmp_path / "kg")]
+    reasons = {"table.py": "table of data (--include-tables keeps it)"}
+
+    def skipped(*options: str) -> dict[str, str]:
+        assert main([*arguments, "--no-verify", *options]) == 0
+        record = json.loads((tmp_path / "kg" / "run.json").read_text())
+        return {item["path"]: item["reason"] for item in record["skipped"]}
+
+    assert skipped() == reasons
+    assert skipped("--include-tables") == {}
+    (code / "small.py").write_text("def f(n): ...\n")
+    too_large = "larger than 100 bytes (--max-file-bytes)"
+    assert skipped("--max-file-bytes", "100") == {"large.py": too_large, "table.py": too_large}
+    assert main([*arguments, "--max-file-bytes", "0"]) == 2
+    assert "--max-file-bytes must be at least 1, got 0" in capsys.readouterr().err
 
 
 def test_options_come_from_a_file_and_the_command_line_overrides_them(tmp_path):
