@@ -15,6 +15,7 @@ import sys
 import sysconfig
 import tempfile
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from email.parser import HeaderParser
@@ -24,6 +25,7 @@ from typing import NamedTuple
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
+from ..code_graph import LANGUAGES
 from .languages import (
     DEFAULT_LANGUAGES,
     decode,
@@ -117,12 +119,15 @@ class Source:
 
     Attributes:
         num_files: files seen so far, read or skipped.
+        num_not_asked: files of code seen so far that are not looked at, by their language; rows of data sets that hold
+            other languages are skipped instead.
     """
 
     def __init__(self, spec: str, options: ReadOptions):
         self.spec = spec
         self.options = options
         self.num_files = 0
+        self.num_not_asked: Counter[str] = Counter()
 
     def describe(self) -> dict:
         """What the manifest says of the source: kind, version, licence, hash, as far as the source knows."""
@@ -141,6 +146,12 @@ class Source:
                 yield SourceFile(self.spec, found.project, found.path, found.language, text)
             else:
                 yield SkippedFile(self.spec, found.path, reason)
+
+    def _is_asked_for(self, language: str | None) -> bool:
+        """Whether files of a language are looked at; files of code that are not are counted."""
+        if language is not None and language not in self.options.languages:
+            self.num_not_asked[language] += 1
+        return language in self.options.languages
 
     def _read(self, found: Candidate) -> tuple[str, str | None]:
         if found.reason:
@@ -214,16 +225,13 @@ class DirectorySource(Source):
                 raise BuildError(f"source {self.spec}: {self.root} is not text: {error}") from error
             yield Candidate(self.root.stem, self.root.name, self.root.stat().st_size, self.root.read_bytes, language)
             return
-        for path, reason in walk(self.root, self.options.languages):
+        for path, reason in walk(self.root):
+            language = language_of_file(path.name)
+            if reason is None and not self._is_asked_for(language):
+                continue
             relative = path.relative_to(self.root)
-            yield Candidate(
-                self._project_of(relative),
-                relative.as_posix(),
-                file_size(path),
-                path.read_bytes,
-                language_of_file(path.name),
-                reason,
-            )
+            project, size = self._project_of(relative), file_size(path)
+            yield Candidate(project, relative.as_posix(), size, path.read_bytes, language, reason)
 
     def _project_of(self, relative: Path) -> str:
         if self.project == "single":
@@ -296,7 +304,7 @@ class WheelSource(Source):
         with zipfile.ZipFile(self.wheel) as archive:
             for member in sorted(archive.infolist(), key=lambda m: m.filename):
                 language = language_of_file(member.filename)
-                if language in self.options.languages:
+                if self._is_asked_for(language):
                     read = functools.partial(archive.read, member)
                     yield Candidate(self.name, member.filename, member.file_size, read, language)
 
@@ -329,6 +337,11 @@ class HuggingFaceSource(Source):
         language: str | None = None,
     ):
         super().__init__(spec, options)
+        self.language = None if language is None else language_named(language)
+        if self.language not in (None, *LANGUAGES):
+            raise BuildError(
+                f"source {spec}: language {self.language} is not read; choose from {', '.join(LANGUAGES)}"
+            )
         self.dataset, columns = load_huggingface(spec, name, split, revision)
         self.name, self.revision = name, revision
         if text_column is None:
@@ -340,7 +353,6 @@ class HuggingFaceSource(Source):
         self.project_column = project_column or next((c for c in PROJECT_COLUMNS if c in columns), None)
         self.path_column = next((c for c in PATH_COLUMNS if c in columns), None)
         self.has_language = "language" in columns
-        self.language = None if language is None else language_named(language)
         if self.language is None and not self.has_language and len(options.languages) == 1:
             self.language = options.languages[0]
         if self.language not in (None, *options.languages):
@@ -431,7 +443,7 @@ def split_arguments(text: str, allowed: tuple[str, ...]) -> tuple[str, dict[str,
     return parts[0], dict(part.split("=", 1) for part in parts[1:])
 
 
-def walk(root: Path, languages: tuple[str, ...] = DEFAULT_LANGUAGES) -> Iterator[tuple[Path, str | None]]:
+def walk(root: Path) -> Iterator[tuple[Path, str | None]]:
     """Files of code under a directory in sorted order, and directories that are not read, with the reason.
 
     Links to directories are not followed: they may lead in a circle, or to files that are read already. Hidden and
@@ -451,7 +463,7 @@ def walk(root: Path, languages: tuple[str, ...] = DEFAULT_LANGUAGES) -> Iterator
                 yield Path(directory, name), "link to a directory (not followed; give it as a source)"
         for name in sorted(files):
             path = Path(directory, name)
-            if language_of_file(name) in languages and _may_be_file(path):
+            if language_of_file(name) is not None and _may_be_file(path):
                 yield path, None
     for error in errors:
         yield Path(error.filename or root), f"cannot be read ({type(error).__name__})"

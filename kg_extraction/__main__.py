@@ -6,10 +6,19 @@ import os
 import sys
 import time
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from ..chain_graphs.sources import DEFAULT_CACHE_DIR, DirectorySource, ReadOptions, looks_local, parse_source
+from ..chain_graphs.languages import DEFAULT_LANGUAGES, parse_languages
+from ..chain_graphs.sources import (
+    DEFAULT_CACHE_DIR,
+    DirectorySource,
+    ReadOptions,
+    SkippedFile,
+    looks_local,
+    parse_source,
+)
+from ..code_graph import LANGUAGES
 from ..command_line import CommandParser
 from .export import FORMATS, check_formats, write_formats
 
@@ -71,6 +80,8 @@ def make_parser() -> argparse.ArgumentParser:
         help="pairs of names asked in each window (default %(default)s)",
     )
     add("--no-verify", action="store_true", help="do not ask the model about the facts that the parser sees")
+    add("--languages", nargs="+", default=DEFAULT_LANGUAGES, metavar="NAME", help="languages to read, of "
+        f"{', '.join(LANGUAGES)}; default {', '.join(DEFAULT_LANGUAGES)}; tails are asked for in python alone")  # fmt: skip
     add("--include-tests", action="store_true", help="read test files too")
     add("--include-tables", action="store_true", help="read files of data too")
     add(
@@ -114,6 +125,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     missing = [f"--{name}" for name in _REQUIRED if not getattr(arguments, name)]
     if missing:
         raise ValueError(f"{', '.join(missing)} missing; {PROGRAM} --help explains every option")
+    arguments.languages = parse_languages(arguments.languages)
     return arguments
 
 
@@ -134,7 +146,7 @@ def _read_config(path: Path, parser: argparse.ArgumentParser) -> dict:
         if name not in actions:
             raise ValueError(f"--config {path}: unknown option {key!r}; the options are {', '.join(actions)}")
         action = actions[name]
-        if name == "source":
+        if name in ("source", "languages"):
             value = value if isinstance(value, list) else [value]
             fits = bool(value) and all(isinstance(item, str) for item in value)
         elif action.nargs == 0:
@@ -196,26 +208,53 @@ def _check_place(option: str, path: str, is_file: bool = False) -> None:
         raise ValueError(f"{option} {path}: {above} cannot be written to; choose another place")
 
 
-def _read(specs: list[str], options: ReadOptions) -> tuple[list, list, dict[tuple[str, str], Path]]:
-    """Files, skipped files, and where files of directory sources lie on disk."""
-    from ..chain_graphs.sources import SkippedFile
+@dataclass
+class _Code:
+    """What some sources hold.
 
-    files, skipped, on_disk = [], [], {}
+    Attributes:
+        files: (project, path, language, text) of each file.
+        skipped: files that were left out.
+        on_disk: where files of directory sources lie, by (project, path).
+        num_not_asked: files of languages that were not asked for.
+    """
+
+    files: list[tuple[str, str, str, str]] = field(default_factory=list)
+    skipped: list[SkippedFile] = field(default_factory=list)
+    on_disk: dict[tuple[str, str], Path] = field(default_factory=dict)
+    num_not_asked: Counter = field(default_factory=Counter)
+
+    @property
+    def left_out(self) -> str:
+        """What the user may have wanted as well, or nothing."""
+        if not self.num_not_asked:
+            return ""
+        counts = ", ".join(f"{language} ({number})" for language, number in sorted(self.num_not_asked.items()))
+        return f"left out: files of {counts}; add --languages"
+
+
+def _read(specs: list[str], options: ReadOptions) -> _Code:
+    code = _Code()
     for spec in dict.fromkeys(specs):
         source = parse_source(spec, options)
         for file in source.files():
             if isinstance(file, SkippedFile):
-                skipped.append(file)
+                code.skipped.append(file)
                 continue
-            files.append((file.project, file.path, file.language, file.text))
+            code.files.append((file.project, file.path, file.language, file.text))
             if isinstance(source, DirectorySource):
                 root = source.root if source.root.is_dir() else source.root.parent
-                on_disk[file.project, file.path] = root / file.path
-    if not files:
-        reasons = Counter(item.reason for item in skipped)
-        why = "; ".join(f"{count} skipped: {reason}" for reason, count in reasons.most_common(3))
-        raise ValueError(f"--source {', '.join(specs)}: no file of code there" + (f" ({why})" if why else ""))
-    return files, skipped, on_disk
+                code.on_disk[file.project, file.path] = root / file.path
+        code.num_not_asked += source.num_not_asked
+    if not code.files:
+        reasons = Counter(item.reason for item in code.skipped)
+        why = [f"{count} skipped: {reason}" for reason, count in reasons.most_common(3)]
+        why += [code.left_out] if code.left_out else []
+        raise ValueError(
+            f"--source {', '.join(specs)}: no file of code in {', '.join(options.languages)} there"
+            + (f" ({'; '.join(why)})" if why else "")
+        )
+    return code
 
 
 def _calibration(arguments: argparse.Namespace, model, tokenizer, modes, options: ReadOptions):
@@ -246,7 +285,7 @@ def _calibration(arguments: argparse.Namespace, model, tokenizer, modes, options
                 if arguments.type_signs and asks_types:
                     signs = learn_signs(declared, progress=True)
         else:
-            files, _, _ = _read([spec if ":" in spec or spec == "stdlib" else f"dir:{spec}"], options)
+            files = _read([spec if ":" in spec or spec == "stdlib" else f"dir:{spec}"], options).files
         return fit_calibration(
             model,
             tokenizer,
@@ -302,12 +341,13 @@ def run(arguments: argparse.Namespace) -> list[Path]:
         max_file_bytes=arguments.max_file_bytes,
         include_tests=arguments.include_tests,
         include_tables=arguments.include_tables,
+        languages=arguments.languages,
         cache_dir=arguments.cache_dir,
     )
-    files, skipped, on_disk = _read(arguments.source, reading)
+    code = _read(arguments.source, reading)
     for option in ("write_patch", "write_stubs"):
         if getattr(arguments, option):
-            check_paths((path for _, path, language, _ in files if language == "python"), _flag(option))
+            check_paths((path for _, path, language, _ in code.files if language == "python"), _flag(option))
     arguments.checkpoint = fetch_checkpoint(arguments.model)
     model, tokenizer = load_checkpoint(arguments.checkpoint, arguments.device)
     modes = tuple(arguments.modes or modes_of(model.config.mnm_target))
@@ -315,7 +355,9 @@ def run(arguments: argparse.Namespace) -> list[Path]:
     check_modes([*modes, *(["tail"] if wants_types else [])], model.config.mnm_target)
     calibration = _calibration(arguments, model, tokenizer, modes, reading)
     begin = time.perf_counter()
-    extractor = Extractor(model, tokenizer, files, arguments.batch_size, True, calibration.types, calibration.signs)
+    extractor = Extractor(
+        model, tokenizer, code.files, arguments.batch_size, True, calibration.types, calibration.signs
+    )
     facts = extractor.extract(arguments.relations, modes, calibration, options)
     output = Path(arguments.output)
     output.mkdir(parents=True, exist_ok=True)
@@ -327,8 +369,10 @@ def run(arguments: argparse.Namespace) -> list[Path]:
         },
         "options": asdict(options),
         "modes": modes,
-        "files": len(files),
-        "skipped": [{"path": item.path, "reason": item.reason} for item in skipped],
+        "files": len(code.files),
+        "files_by_language": dict(Counter(language for _, _, language, _ in code.files)),
+        "files_of_other_languages": dict(code.num_not_asked),
+        "skipped": [{"path": item.path, "reason": item.reason} for item in code.skipped],
         "facts": dict(Counter(fact.status for fact in facts)),
         "counts": {
             **extractor.corpus.counts,
@@ -341,11 +385,13 @@ def run(arguments: argparse.Namespace) -> list[Path]:
     calibration.save(output / CALIBRATION_FILE)
     if wants_types:
         record["type_proposals"], more = write_proposals(
-            facts, extractor, on_disk, arguments.write_patch, arguments.write_stubs
+            facts, extractor, code.on_disk, arguments.write_patch, arguments.write_stubs
         )
         written += more
     (output / RUN_FILE).write_text(json.dumps(record, indent=1, default=str) + "\n", encoding="utf-8")
     print(_summary(facts, [*written, output / CALIBRATION_FILE, output / RUN_FILE]))
+    if code.left_out:
+        print(code.left_out)
     for key, figures in calibration.figures.items():
         print(
             f"calibration {key}: {figures['examples']} hidden facts, expected calibration error {figures['ece']:.3f}"

@@ -30,6 +30,8 @@ HEAD_KINDS: dict[str, tuple[str, ...]] = {
 
 TAIL_RELATIONS = ("has_type", "returns", "calls", "instantiates", "inherits")
 """Relations whose tail may be unknown; of the others the parser sees every tail there is."""
+TAIL_LANGUAGES = ("python",)
+"""Languages whose tails are asked for: of the others it is not known which names every file can use."""
 
 # Names that every file can use in a type, and names that `typing` and `collections.abc` give.
 BUILTIN_TYPES = (
@@ -144,6 +146,8 @@ class Names:
         self._tails: dict[tuple[str, str], dict[str, None]] = defaultdict(dict)
         self._defined: dict[tuple[str, str], dict[str, None]] = defaultdict(dict)
         for file, known in zip(corpus.files, entities, strict=True):
+            if file.language not in TAIL_LANGUAGES:
+                continue
             for triple in file.graph.triples:
                 if not triple.is_use:
                     self._tails[file.project, triple.relation].setdefault(triple.tail)
@@ -156,7 +160,8 @@ class Names:
         self._own_classes = [self._classes_in(number) for number in range(len(corpus.files))]
         self._classes: dict[str, list[str]] = defaultdict(list)
         for file, names in zip(corpus.files, self._own_classes, strict=True):
-            self._classes[file.project] += [name for name in names if _CLASS_WORD.match(name)]
+            if file.language in TAIL_LANGUAGES:
+                self._classes[file.project] += [name for name in names if _CLASS_WORD.match(name)]
         self._classes = {project: list(dict.fromkeys(names)) for project, names in self._classes.items()}
 
     def _classes_in(self, number: int) -> list[str]:
@@ -251,13 +256,15 @@ class Names:
         return self._call_places[project]
 
     def heads(self, number: int, relation: str) -> list[Head]:
-        """The definitions of a file whose tail under a relation may be asked.
+        """The definitions of a file whose tail under a relation may be asked; none in languages without known names.
 
-        For `has_type` and `returns` in Python these are the parameters and functions without an annotation; for the others
-        all definitions of the right kind.
+        For `has_type` and `returns` these are the parameters and functions without an annotation; for the others all
+        definitions of the right kind.
         """
         file, known = self.corpus.files[number], self.entities[number]
-        if relation in ("has_type", "returns") and file.language == "python":
+        if file.language not in TAIL_LANGUAGES:
+            return []
+        if relation in ("has_type", "returns"):
             return [
                 self.slot_head(number, slot)
                 for slot in find_slots(file.code)
@@ -266,7 +273,7 @@ class Names:
         stated = {(t.head_start, t.head_end) for t in file.graph.triples if t.relation == relation and not t.is_use}
         heads = []
         for (start, end), kind in sorted(known.kinds.items()):
-            is_open = relation not in ("has_type", "returns", "inherits") or (start, end) not in stated
+            is_open = relation != "inherits" or (start, end) not in stated
             if kind in HEAD_KINDS[relation] and is_open:
                 name = file.code[start:end]
                 heads.append(Head(name, start, end, known.definition((start, end), name), kind))

@@ -142,7 +142,7 @@ class Extractor:
             config.include_site_anchors,
             config.exclude_relations,
         )
-        self.entities = [FileEntities(file, self.corpus.indices.get(file.project)) for file in self.corpus.files]
+        self.entities = [FileEntities(file, self.corpus.index_of(file)) for file in self.corpus.files]
         self.names = Names(self.corpus, self.entities)
         self._evidence = None if types is None else TypeEvidence(self.corpus, types, signs)
         self.scorer = Scorer(model, tokenizer, self.corpus, batch_size, progress)

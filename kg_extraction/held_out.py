@@ -10,7 +10,7 @@ from ..code_graph.annotations import RELATION_OF, Slot, strip_annotations
 from ..code_graph.schema import RELATION_NAMES
 from ..code_graph.type_names import normalise_type
 from .calibration import Calibration, Example, calibrate
-from .candidates import TAIL_RELATIONS, Head
+from .candidates import TAIL_LANGUAGES, TAIL_RELATIONS, Head
 from .decoding import length_prior
 from .entities import CLASS
 from .extraction import TYPE_RELATIONS, Answer, Extractor, Options
@@ -134,9 +134,11 @@ def tail_questions(
 
 
 def _stated(extractor: Extractor, relation: str) -> list[tuple[int, Head, str, int]]:
-    """(file, head, tail, number of the fact) of each fact at its definition."""
+    """(file, head, tail, number of the fact) of each fact at its definition, in languages whose tails are asked for."""
     stated = []
     for number, file in enumerate(extractor.corpus.files):
+        if file.language not in TAIL_LANGUAGES:
+            continue
         known = extractor.entities[number]
         for triple in file.graph.triples:
             if triple.relation == relation and not triple.is_use:

@@ -224,6 +224,10 @@ class Corpus:
             self.counts["facts_cut"] += num_tokens < size
         return result
 
+    def index_of(self, file: CodeFile) -> ProjectIndex | None:
+        """The index of a file's project; None for languages whose names are not followed across files."""
+        return self.indices.get(file.project) if file.language == "python" else None
+
     def window_at(self, file: int, token: int) -> int | None:
         """Number of the window of a file that holds a token; None where the file ends before it."""
         for number in self.files[file].windows:

@@ -17,6 +17,7 @@ from hub_server import HubServer
 from kg_corpus import FILES, PROJECT, project_extractor, project_tokenizer, tiny_checkpoint
 
 from graphmert.chain_graphs.windows import WindowDataset
+from graphmert.code_graph import language_of
 from graphmert.code_graph.schema import RELATION_IDS
 from graphmert.collator import GraphMertCollator
 from graphmert.kg_extraction.__main__ import main, parse_arguments
@@ -30,7 +31,7 @@ from graphmert.kg_extraction.calibration import (
 )
 from graphmert.kg_extraction.candidates import TAIL_RELATIONS
 from graphmert.kg_extraction.decoding import TailTrie, length_prior
-from graphmert.kg_extraction.extraction import Grouping, Options
+from graphmert.kg_extraction.extraction import Extractor, Grouping, Options
 from graphmert.kg_extraction.facts import EXTRACTED, PREDICTED, Fact, Place, merge
 from graphmert.kg_extraction.held_out import fit_calibration, strip_annotations, tail_questions, without_annotations
 from graphmert.kg_extraction.project import Corpus
@@ -604,3 +605,107 @@ def test_weights_without_heads_are_refused(checkpoints, tmp_path, capsys):
     arguments = ["--source", f"dir:{checkpoints / 'code'}", "--output", str(tmp_path / "kg")]
     assert main(["--model", str(tmp_path), *arguments]) == 2
     assert "GraphMertForPreTraining" in capsys.readouterr().err
+
+
+OTHERS = {
+    "app/Shape.java": "package app;\nimport app.Node;\nimport lib.Base;\nclass Shape extends Base {\n"
+    "    int area(int w, int h) { return scale(w) * h; }\n    int scale(int x) { new Node(); return x; }\n}\n",
+    "app/shape.js": "class Box extends Base {\n  area(w, h) { return this.scale(w) * h; }\n  scale(x) { return x; }\n}\n",
+    "app/shape.go": "package app\n\nfunc Area(w int, h int) int { return Scale(w) * h }\n\n"
+    "func Scale(x int) int { return x }\n",
+    "app/shape.rb": "class Cube < Base\n  def area(w, h)\n    scale(w) * h\n  end\n\n  def scale(x)\n    x\n  end\nend\n",
+    "app/shape.php": "<?php\nclass Disk extends Base {\n  function area($w, $h) { return $this->scale($w) * $h; }\n"
+    "  function scale($x) { return $x; }\n}\n",
+}
+
+
+@pytest.fixture
+def mixed(tmp_path):
+    for path, text in {**FILES, **OTHERS}.items():
+        (tmp_path / "code" / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "code" / path).write_text(text)
+    return tmp_path / "code"
+
+
+def test_the_command_reads_the_languages_that_are_asked_for(checkpoints, mixed, tmp_path, capsys):
+    arguments = ["--model", str(checkpoints / "both"), "--source", f"dir:{mixed}", "--output", str(tmp_path / "kg")]
+    arguments += ["--threshold", "0.01", "--batch-size", "8", "--formats", "jsonl"]
+
+    def extract(*options: str) -> tuple[dict, list[dict]]:
+        assert main([*arguments, *options]) == 0
+        lines = (tmp_path / "kg" / "facts.jsonl").read_text().splitlines()
+        return json.loads((tmp_path / "kg" / "run.json").read_text()), [json.loads(line) for line in lines]
+
+    record, python = extract()
+    others = {"go": 1, "java": 1, "javascript": 1, "php": 1, "ruby": 1}
+    assert record["files_by_language"] == {"python": 3} and record["files_of_other_languages"] == others
+    said = "left out: files of go (1), java (1), javascript (1), php (1), ruby (1); add --languages"
+    assert said in capsys.readouterr().out
+    languages = ["--languages", "python", "java", "js", "go", "ruby", "php"]
+    every = ["--calibrate", f"dir:{mixed}", "--calibration-facts", "20", "--write-stubs", str(tmp_path / "stubs")]
+    record, rows = extract(*languages, *every)
+    assert record["files_by_language"] == {"python": 3, **others} and not record["files_of_other_languages"]
+    assert "left out" not in capsys.readouterr().out
+    triples = {(row["head"], row["relation"], row["tail"]) for row in rows if row["status"] == "extracted"}
+    assert {
+        ("app.Shape.Shape", "inherits", "lib.Base"),
+        ("app.Shape.Shape.area", "calls", "app.Shape.Shape.scale"),
+        # Not followed through the Python package of the same name.
+        ("app.Shape.Shape.scale", "instantiates", "app.Node"),
+        ("app.shape.Box.area", "calls", "app.shape.Box.scale"),
+        ("app.shape.Area", "calls", "app.shape.Scale"),
+        ("app.shape.Cube.area", "calls", "app.shape.Cube.scale"),
+        ("app.shape.Disk.area", "has_parameter", "app.shape.Disk.area.$h"),
+    } <= triples
+    assert {(r["head"], r["relation"], r["tail"]) for r in python if r["status"] == "extracted"} <= triples
+    # The names that a tail may be are Python's: of the others the model is asked for relations alone.
+    modes = {(row["mode"], row["places"][0]["path"].rpartition(".")[2]) for row in rows}
+    assert modes == {
+        *((mode, end) for mode in ("parser", "relation") for end in ("py", "java", "js", "go", "rb", "php")),
+        ("tail", "py"),
+    }
+    assert {path.name for path in (tmp_path / "stubs").rglob("*") if path.is_file()} == {"tree.pyi", "load.pyi"}
+
+
+def test_tails_of_python_are_not_names_of_other_languages():
+    model, tokenizer = tiny_checkpoint()
+    names = []
+    for others in ({}, OTHERS):
+        languages = [language_of(path) for path in others]
+        files = [
+            ("app", path, language, text) for language, (path, text) in zip(languages, others.items(), strict=True)
+        ]
+        names.append(Extractor(model, tokenizer, [*PROJECT, *files]).names)
+    for relation, number in product(TAIL_RELATIONS, range(len(PROJECT))):
+        assert names[0].tails(number, relation) == names[1].tails(number, relation)
+    assert not any(names[1].heads(3 + k, relation) for k in range(len(OTHERS)) for relation in TAIL_RELATIONS)
+
+
+def test_calibration_hides_no_tails_of_other_languages():
+    model, tokenizer = tiny_checkpoint()
+    for path, text in OTHERS.items():
+        files = [("app", path, language_of(path), text)]
+        assert set(fit_calibration(model, tokenizer, files, "here", ("relation", "tail")).scalings) == {"relation"}
+
+
+def test_one_language_without_python_gives_what_its_parser_and_relations_say(checkpoints, mixed, tmp_path):
+    arguments = ["--model", str(checkpoints / "both"), "--source", f"dir:{mixed}", "--output", str(tmp_path / "kg")]
+    arguments += ["--languages", "java", "--threshold", "0", "--calibrate", f"dir:{mixed}"]
+    assert main(arguments) == 0
+    rows = [json.loads(line) for line in (tmp_path / "kg" / "facts.jsonl").read_text().splitlines()]
+    assert {row["mode"] for row in rows} == {"parser", "relation"}
+
+
+def test_sources_without_the_languages_that_are_asked_for(checkpoints, mixed, tmp_path, capsys):
+    (tmp_path / "java").mkdir()
+    (mixed / "app" / "Shape.java").rename(tmp_path / "java" / "Shape.java")
+    arguments = ["--model", str(checkpoints / "both"), "--output", str(tmp_path / "kg")]
+    arguments += ["--source", f"dir:{tmp_path / 'java'}"]
+    assert main(arguments) == 2
+    said = "no file of code in python there (left out: files of java (1); add --languages)"
+    assert said in capsys.readouterr().err
+    assert main([*arguments, "--languages", "klingon"]) == 2
+    assert "--languages: klingon; choose from python, java" in capsys.readouterr().err
+    (tmp_path / "kg.yaml").write_text("languages: [java, go]\n")
+    assert parse_arguments(["--config", str(tmp_path / "kg.yaml"), *arguments]).languages == ("java", "go")
+    assert parse_arguments(arguments).languages == ("python",)

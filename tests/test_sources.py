@@ -180,6 +180,33 @@ def test_files_that_cannot_be_examined_are_named_and_pipes_are_not_opened(tmp_pa
     assert set(kept) == {"a.py"} and skipped == {"b.py": "cannot be read (PermissionError)"}
 
 
+def test_files_of_other_languages_are_counted(tmp_path):
+    write(
+        tmp_path, {"a.py": CODE, "b.java": "class B {}", "c/d.java": "class D {}", "e.go": "package e", "f.md": "text"}
+    )
+    source = parse_source(f"dir:{tmp_path}", ReadOptions())
+    assert [item.path for item in source.files()] == ["a.py"]
+    assert source.num_not_asked == {"java": 2, "go": 1} and source.num_files == 1
+    source = parse_source(f"dir:{tmp_path}", ReadOptions(languages=("java", "go")))
+    assert len(list(source.files())) == 3 and source.num_not_asked == {"python": 1}
+    with zipfile.ZipFile(tmp_path / "demo.whl", "w") as archive:
+        archive.writestr("demo/a.py", CODE)
+        archive.writestr("demo/static/a.js", "f();")
+    (tmp_path / "cache" / "wheels" / "demo-1").mkdir(parents=True)
+    (tmp_path / "demo.whl").rename(tmp_path / "cache" / "wheels" / "demo-1" / "demo.whl")
+    source = parse_source("pypi:demo==1", ReadOptions(cache_dir=tmp_path / "cache"))
+    assert [item.path for item in source.files()] == ["demo/a.py"] and source.num_not_asked == {"javascript": 1}
+
+
+def test_languages_that_are_not_read_have_no_remedy(tmp_path):
+    datasets.Dataset.from_dict({"code": [CODE]}).to_parquet(tmp_path / "data.parquet")
+    spec = f"hf:{tmp_path / 'data.parquet'},text_column=code,language="
+    with pytest.raises(BuildError, match=r"language klingon is not read; choose from python, java, .*php$"):
+        parse_source(spec + "Klingon", ReadOptions())
+    with pytest.raises(BuildError, match="language java is not asked for; add --languages java"):
+        parse_source(spec + "Java", ReadOptions())
+
+
 @pytest.mark.parametrize("marker", ["setup.py", "pyproject.toml", "__init__.py"])
 def test_directory_that_is_one_project(tmp_path, marker):
     write(tmp_path / "repo", {"src/a.py": CODE, "docs/b.py": CODE, marker: "x = 1\n"})
