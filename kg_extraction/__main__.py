@@ -19,7 +19,7 @@ from ..chain_graphs.sources import (
     parse_source,
 )
 from ..code_graph import LANGUAGES
-from ..command_line import CommandParser
+from ..command_line import CommandParser, check_output_file
 from .export import FORMATS, check_formats, write_formats
 
 PROGRAM = "graphmert-extract"
@@ -189,23 +189,22 @@ def _check(arguments: argparse.Namespace) -> None:
         number = getattr(arguments, name)
         if number is not None and number < 1:
             raise ValueError(f"{_flag(name)} must be at least 1, got {number}")
-    _check_place("--output", arguments.output)
+    _check_directory("--output", arguments.output)
     if arguments.write_patch:
-        _check_place("--write-patch", arguments.write_patch, is_file=True)
+        check_output_file("--write-patch", arguments.write_patch)
     if arguments.write_stubs:
-        _check_place("--write-stubs", arguments.write_stubs)
+        _check_directory("--write-stubs", arguments.write_stubs)
 
 
-def _check_place(option: str, path: str, is_file: bool = False) -> None:
-    """Refuse an output that could not be written to its place when all the work is done."""
-    place = Path(path)
-    if place.exists() and place.is_dir() == is_file:
-        raise ValueError(f"{option} {path}: is a {'directory; give a file' if is_file else 'file; give a directory'}")
-    above = next(each for each in (place.absolute(), *place.absolute().parents) if each.exists())
-    if above != place.absolute() and not above.is_dir():
-        raise ValueError(f"{option} {path}: {above} is a file; choose another place")
-    if not os.access(above, os.W_OK):
-        raise ValueError(f"{option} {path}: {above} cannot be written to; choose another place")
+def _check_directory(option: str, path: str) -> None:
+    """Refuse a directory that cannot be written to, as `check_output_file` does a file."""
+    if Path(path).is_file():
+        raise ValueError(f"{option} {path}: is a file; give a directory")
+    if not Path(path).is_dir():
+        # What is to be made has to meet the same conditions, whatever it is.
+        check_output_file(option, path)
+    elif not os.access(path, os.W_OK):
+        raise ValueError(f"{option} {path}: cannot be written (no permission); choose another directory")
 
 
 @dataclass

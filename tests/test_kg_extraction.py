@@ -479,11 +479,11 @@ def test_damaged_checkpoints_are_named(checkpoints, tmp_path, file, text, messag
     ("option", "place", "message"),
     [
         ("--output", "file.txt", "is a file; give a directory"),
-        ("--output", "file.txt/kg", "{tmp_path}/file.txt is a file"),
-        ("--write-patch", "directory", "is a directory; give a file"),
-        ("--write-patch", "file.txt/x.patch", "{tmp_path}/file.txt is a file"),
+        ("--output", "file.txt/kg", "{tmp_path}/file.txt is not a directory"),
+        ("--write-patch", "directory", "is a directory; name a file"),
+        ("--write-patch", "file.txt/x.patch", "{tmp_path}/file.txt is not a directory"),
         ("--write-stubs", "file.txt", "is a file; give a directory"),
-        ("--write-stubs", "file.txt/deep/stubs", "{tmp_path}/file.txt is a file"),
+        ("--write-stubs", "file.txt/deep/stubs", "{tmp_path}/file.txt is not a directory"),
     ],
 )
 def test_outputs_are_checked_before_the_work(tmp_path, capsys, option, place, message):
@@ -493,16 +493,20 @@ def test_outputs_are_checked_before_the_work(tmp_path, capsys, option, place, me
     given[option] = str(tmp_path / place)
     assert main([part for pair in given.items() for part in pair]) == 2
     (error,) = capsys.readouterr().err.strip().splitlines()
-    assert f"{option} {tmp_path / place}: " in error and message.format(tmp_path=tmp_path) in error
+    assert f"{option} {tmp_path / place}" in error and message.format(tmp_path=tmp_path) in error
     assert not (tmp_path / "kg").exists()
 
 
 @pytest.mark.parametrize("option", ["--output", "--write-patch", "--write-stubs"])
-def test_outputs_must_be_writable(tmp_path, capsys, monkeypatch, option):
-    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
-    given = {"--model": "nowhere", "--source": "dir:nowhere", "--output": "kg"} | {option: str(tmp_path / "a" / "b")}
+@pytest.mark.parametrize("exists", [False, True])
+def test_outputs_must_be_writable(tmp_path, capsys, monkeypatch, option, exists):
+    place = tmp_path / "place"
+    if exists:
+        place.touch() if option == "--write-patch" else place.mkdir()
+    monkeypatch.setattr(os, "access", lambda path, mode: not Path(path).is_relative_to(tmp_path))
+    given = {"--model": "nowhere", "--source": "dir:nowhere", "--output": "kg"} | {option: str(place)}
     assert main([part for pair in given.items() for part in pair]) == 2
-    assert f"{option} {tmp_path}/a/b: {tmp_path} cannot be written to" in capsys.readouterr().err
+    assert f"{option} {place}: cannot be written (no permission" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("option", [["--nonsense"], ["--top-k", "many"], ["--model"]])
