@@ -455,6 +455,34 @@ def test_mistakes_are_one_line_and_exit_code_2(checkpoints, tmp_path, capsys, ch
     assert error.startswith("graphmert-extract: error: ") and message in error
 
 
+def test_options_come_from_a_file_and_the_command_line_overrides_them(tmp_path):
+    path = tmp_path / "kg.yaml"
+    path.write_text(
+        "model: runs/small\nsource: dir:a\noutput: kg\nthreshold: 1\nrelations: [has_type, returns]\nno-verify: true\n"
+    )
+    read = parse_arguments(["--config", str(path), "--source", "dir:b", "--top-k", "2", "--output", "other"])
+    assert (read.model, read.source, read.output, read.top_k) == ("runs/small", ["dir:b"], "other", 2)
+    assert (read.threshold, read.relations, read.no_verify) == (1.0, "has_type,returns", True)
+    assert parse_arguments(["--config", str(path)]).source == ["dir:a"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("colour: red", "unknown option 'colour'"),
+        ("threshold: high", "threshold cannot be 'high'"),
+        ("no_verify: 3", "no_verify cannot be 3"),
+        ("[1]", "must hold options"),
+        ("a: [", "cannot be read"),
+        ("model: x", "--source, --output missing"),
+    ],
+)
+def test_files_of_options_that_are_wrong(tmp_path, capsys, text, message):
+    (tmp_path / "kg.yaml").write_text(text)
+    assert main(["--config", str(tmp_path / "kg.yaml")]) == 2
+    assert message in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("file", "text", "message"),
     [
@@ -538,34 +566,6 @@ def test_files_that_are_too_large_and_tables_are_kept_where_asked(checkpoints, t
     assert skipped("--max-file-bytes", "100") == {"large.py": too_large, "table.py": too_large}
     assert main([*arguments, "--max-file-bytes", "0"]) == 2
     assert "--max-file-bytes must be at least 1, got 0" in capsys.readouterr().err
-
-
-def test_options_come_from_a_file_and_the_command_line_overrides_them(tmp_path):
-    path = tmp_path / "kg.yaml"
-    path.write_text(
-        "model: runs/small\nsource: dir:a\noutput: kg\nthreshold: 1\nrelations: [has_type, returns]\nno-verify: true\n"
-    )
-    read = parse_arguments(["--config", str(path), "--source", "dir:b", "--top-k", "2", "--output", "other"])
-    assert (read.model, read.source, read.output, read.top_k) == ("runs/small", ["dir:b"], "other", 2)
-    assert (read.threshold, read.relations, read.no_verify) == (1.0, "has_type,returns", True)
-    assert parse_arguments(["--config", str(path)]).source == ["dir:a"]
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("colour: red", "unknown option 'colour'"),
-        ("threshold: high", "threshold cannot be 'high'"),
-        ("no_verify: 3", "no_verify cannot be 3"),
-        ("[1]", "must hold options"),
-        ("a: [", "cannot be read"),
-        ("model: x", "--source, --output missing"),
-    ],
-)
-def test_files_of_options_that_are_wrong(tmp_path, capsys, text, message):
-    (tmp_path / "kg.yaml").write_text(text)
-    assert main(["--config", str(tmp_path / "kg.yaml")]) == 2
-    assert message in capsys.readouterr().err
 
 
 def test_a_checkpoint_is_fetched_from_the_hub_without_its_code(checkpoints, tmp_path, monkeypatch):
