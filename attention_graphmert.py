@@ -22,7 +22,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.roberta.modeling_roberta import RobertaSelfAttention, eager_attention_forward
 
 from .batch_indices_graphmert import values_at_hand
-from .graph_layers_graphmert import GraphDecay, attention_dtype, gather_columns, graph_distance
+from .graph_layers_graphmert import GraphDecay, attention_dtype, for_each_head, gather_columns, graph_distance
 
 FLEX_BLOCK = 128
 
@@ -481,8 +481,9 @@ class FlexAttention:
         if self.decay.multiplicative:
             passes = [(sign, self._attend(query, key, value, self.value_HT, sign * self.slope_HT)) for sign in (1, -1)]
         else:
-            # s(d) is -ln(lambda) times the derivative of GELU, which is never below -0.13.
-            shifted_HT = self.value_HT + (self.slope_HT - self.decay.log_base).log()
+            # s(d) is -ln(lambda) times the derivative of GELU, which is never below -0.13. Without decay it is 0.
+            shift = for_each_head(tuple(-log_base or 1.0 for log_base in self.decay.log_bases), self.decay.offset)
+            shifted_HT = self.value_HT + (self.slope_HT + shift).log()
             passes = [(1, self._attend(query, key, value, shifted_HT))]
         parts = [
             sign * (other - output) * (other_lse - lse).exp()[..., None].to(output.dtype)

@@ -66,7 +66,8 @@ class GraphMertConfig(RobertaConfig):
         head_memory_answers: the most first word pieces of tails that are kept for a key and group.
         decay_mode: "bias" adds g(d) to attention logits, "multiplicative" multiplies them by exp(g(d)), None leaves
             attention as it is.
-        decay_base: lambda of the decay, between 0 and 1.
+        decay_base: lambda of the decay, between 0 and 1: one number, or several that are dealt to the heads in turn, where 1
+            is no decay.
         decay_offset_init: first value of the learnable offset p of each head.
         leaf_position: "root_slot" gives leaf (i, j) the position of its root and an embedding of j, which all roots share;
             "root" the position of its root alone; "slot", the paper's, that of its canonical slot R + L i + j.
@@ -109,7 +110,7 @@ class GraphMertConfig(RobertaConfig):
     head_memory_folds: int = 4
     head_memory_answers: int = 2
     decay_mode: str | None = "bias"
-    decay_base: float = 0.6
+    decay_base: float | list[float] = 0.6
     decay_offset_init: float = 1.0
     leaf_position: str = "root_slot"
     mnm_target: str = "both"
@@ -188,11 +189,23 @@ class GraphMertConfig(RobertaConfig):
         for name in ("mlm_weight", "mnm_weight"):
             value = getattr(self, name)
             require(_is_number(value) and value >= 0, name, "it must be a number of at least 0")
-        require(
-            _is_number(self.decay_base) and 0 < self.decay_base < 1,
-            "decay_base",
-            "it must lie between 0 and 1, both excluded",
-        )
+        if isinstance(self.decay_base, list | tuple):
+            require(
+                len(self.decay_base) > 0 and all(_is_number(base) and 0 < base <= 1 for base in self.decay_base),
+                "decay_base",
+                "bases of several heads must be above 0 and at most 1",
+            )
+            require(
+                len(self.decay_base) <= self.num_attention_heads,
+                "decay_base",
+                f"there are num_attention_heads={self.num_attention_heads} heads to deal them to",
+            )
+        else:
+            require(
+                _is_number(self.decay_base) and 0 < self.decay_base < 1,
+                "decay_base",
+                "it must lie between 0 and 1, both excluded",
+            )
         require(_is_number(self.decay_offset_init), "decay_offset_init", "it must be a number")
         require(_is_number(self.hgat_negative_slope), "hgat_negative_slope", "it must be a number")
         require(self.hgat_init in HGAT_INITS, "hgat_init", "it must be one of " + ", ".join(map(repr, HGAT_INITS)))

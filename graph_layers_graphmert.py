@@ -5,7 +5,9 @@ token of its head, H attention heads, D hidden, C relations + 1 (the last one is
 decay table.
 """
 
+import itertools
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -50,13 +52,23 @@ def attention_dtype(tensor: torch.Tensor) -> torch.dtype:
     return tensor.dtype
 
 
+def for_each_head(values: tuple[float, ...], offset_H: torch.Tensor) -> float | torch.Tensor:
+    """Numbers dealt to the heads in turn: (H, 1), or the number itself where there is one."""
+    if len(values) == 1:
+        return values[0]
+    dtype = torch.promote_types(offset_H.dtype, torch.float32)
+    dealt = list(itertools.islice(itertools.cycle(values), offset_H.shape[0]))
+    return torch.tensor(dealt, dtype=dtype, device=offset_H.device)[:, None]
+
+
 def _decay_tables(
-    offset_H: torch.Tensor, num_distances: int, log_base: float, multiplicative: bool
+    offset_H: torch.Tensor, num_distances: int, log_bases: tuple[float, ...], multiplicative: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """g(d) = ln(lambda) * GELU(sqrt(d) - p) for d = 0..T-1 and its derivative in p, both (H, T), float32 or better.
 
     Multiplicative: exp(g(d)) and its derivative.
     """
+    log_base = for_each_head(log_bases, offset_H)
     dtype = torch.promote_types(offset_H.dtype, torch.float32)
     root_T = torch.arange(num_distances, device=offset_H.device, dtype=dtype).sqrt()
     x_HT = root_T - offset_H.to(dtype)[:, None]
@@ -78,8 +90,8 @@ class _GatherDecay(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, offset_H, index_BNN, num_distances, log_base, multiplicative, dtype):
-        value_HT, slope_HT = _decay_tables(offset_H, num_distances, log_base, multiplicative)
+    def forward(ctx, offset_H, index_BNN, num_distances, log_bases, multiplicative, dtype):
+        value_HT, slope_HT = _decay_tables(offset_H, num_distances, log_bases, multiplicative)
         # One more entry than there are distances: pairs that must not see each other.
         hidden = -1.0 if multiplicative else torch.finfo(dtype).min
         value_HT = nn.functional.pad(value_HT.to(dtype), (0, 1), value=hidden)
@@ -114,16 +126,24 @@ class GraphDecay(nn.Module):
     Args:
         num_heads: attention heads.
         num_distances: distances 0..num_distances-1 occur.
-        base: lambda, between 0 and 1.
+        base: lambda, above 0 and at most 1 (no decay); several are dealt to the heads in turn.
         offset_init: first value of every p.
         multiplicative: return exp(g), a factor of the logits, in place of g, a term of them.
     """
 
-    def __init__(self, num_heads: int, num_distances: int, base: float, offset_init: float, multiplicative: bool):
+    def __init__(
+        self,
+        num_heads: int,
+        num_distances: int,
+        base: float | Sequence[float],
+        offset_init: float,
+        multiplicative: bool,
+    ):
         super().__init__()
         self.offset = nn.Parameter(torch.full((num_heads,), float(offset_init)))
         self.num_distances = num_distances
-        self.log_base = math.log(base)
+        bases = (base,) if isinstance(base, int | float) else base
+        self.log_bases = tuple(math.log(base) for base in bases)
         self.offset_init = float(offset_init)
         self.multiplicative = multiplicative
 
@@ -137,7 +157,7 @@ class GraphDecay(nn.Module):
         return self._tables(self.offset)[0]
 
     def _tables(self, offset_H: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return _decay_tables(offset_H, self.num_distances, self.log_base, self.multiplicative)
+        return _decay_tables(offset_H, self.num_distances, self.log_bases, self.multiplicative)
 
     def forward(self, distance: torch.Tensor, visible: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
         """Decay of every pair.
@@ -152,7 +172,9 @@ class GraphDecay(nn.Module):
         """
         if visible is not None:
             distance = torch.where(visible, distance, self.num_distances)
-        return _GatherDecay.apply(self.offset, distance, self.num_distances, self.log_base, self.multiplicative, dtype)
+        return _GatherDecay.apply(
+            self.offset, distance, self.num_distances, self.log_bases, self.multiplicative, dtype
+        )
 
 
 def grouped_linear(input_MD: torch.Tensor, group_sizes: list[int], weight_CDD: torch.Tensor) -> torch.Tensor:

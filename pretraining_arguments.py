@@ -75,7 +75,13 @@ class ModelArguments:
             "choices": ["bias", "multiplicative", "none"],
         },
     )
-    decay_base: float = field(default=0.6, metadata={"help": "Lambda of the attention decay, between 0 and 1."})
+    decay_base: list[float] = field(
+        default_factory=lambda: [0.6],
+        metadata={
+            "help": "Lambda of the attention decay, between 0 and 1; several are dealt to the heads in turn, where 1 is no "
+            "decay."
+        },
+    )
     decay_offset_init: float = field(default=1.0, metadata={"help": "First value of the learnable distance offset p."})
     leaf_position: str = field(
         default="root_slot",

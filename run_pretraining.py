@@ -414,7 +414,7 @@ def build_model(
         if model_args.attention_dropout is None
         else model_args.attention_dropout,
         "decay_mode": None if model_args.decay_mode == "none" else model_args.decay_mode,
-        "decay_base": model_args.decay_base,
+        "decay_base": model_args.decay_base[0] if len(model_args.decay_base) == 1 else model_args.decay_base,
         "decay_offset_init": model_args.decay_offset_init,
         "leaf_position": model_args.leaf_position,
         "mnm_target": model_args.mnm_target,

@@ -79,7 +79,8 @@ def hgat(words, batch, weight, direction_gain, attention, negative_slope, num_ro
 
 
 def self_attention(states, layer, batch, offset, mode, base):
-    """One self-attention layer, pair by pair, with the decay of each pair's distance."""
+    """One self-attention layer, pair by pair, with the decay of each pair's distance; bases are dealt to the heads."""
+    bases = base if isinstance(base, list) else [base]
     num_heads, head_size = layer.num_attention_heads, layer.attention_head_size
     query, key, value = layer.query(states), layer.key(states), layer.value(states)
     output = []
@@ -95,9 +96,9 @@ def self_attention(states, layer, batch, offset, mode, base):
                     logit = (query[b, n, part] * key[b, k, part]).sum() / math.sqrt(head_size)
                     distance = pair_distance(batch, b, n, k)
                     if mode == "bias":
-                        logit = logit + decay(distance, offset[h], base)
+                        logit = logit + decay(distance, offset[h], bases[h % len(bases)])
                     elif mode == "multiplicative":
-                        logit = logit * torch.exp(decay(distance, offset[h], base))
+                        logit = logit * torch.exp(decay(distance, offset[h], bases[h % len(bases)]))
                     logits.append(logit)
                 weights = [torch.exp(logit) for logit in logits]
                 parts.append(sum(w / sum(weights) * value[b, k, part] for w, k in zip(weights, columns, strict=True)))

@@ -45,6 +45,11 @@ def test_defaults_are_the_setup_sheets_but_where_evidence_departs():
         {"decay_mode": "linear"},
         {"decay_base": 0.0},
         {"decay_base": 1.0},
+        {"decay_base": []},
+        {"decay_base": [0.1, 1.1]},
+        {"decay_base": [0.1, "1"]},
+        # Twelve heads.
+        {"decay_base": [0.5] * 13},
         {"decay_offset_init": None},
         {"leaf_position": "leaf"},
         {"mnm_target": "head"},
@@ -85,13 +90,16 @@ def test_positions_needed_follow_the_graph():
 
 @pytest.mark.parametrize("mode", ["multiplicative", "bias", None])
 def test_saved_and_loaded_is_the_same(mode, tmp_path):
-    config = GraphMertConfig(num_relations=3, relation_names=["a", "b", "c"], decay_mode=mode, num_roots=16)
+    names = ["a", "b", "c"]
+    base = 0.5 if mode is None else [0.1, 1.0]
+    config = GraphMertConfig(num_relations=3, relation_names=names, decay_mode=mode, decay_base=base, num_roots=16)
     config.save_pretrained(tmp_path)
     assert GraphMertConfig.from_pretrained(tmp_path).to_dict() == config.to_dict()
     saved = json.loads((tmp_path / "config.json").read_text())
     assert saved["auto_map"] == AUTO_MAP
     # Written out even where it is the default, which may change: a checkpoint keeps the one that it was trained with.
     assert saved["decay_mode"] == mode
+    assert saved["decay_base"] == base
     assert (tmp_path / "configuration_graphmert.py").exists()
 
 

@@ -39,10 +39,11 @@ def test_distances_written_by_hand():
     ]
 
 
+@pytest.mark.parametrize("bases", [[0.6], [0.1, 1.0]])
 @pytest.mark.parametrize("multiplicative", [False, True])
-def test_decay_table_and_its_gradient(multiplicative):
+def test_decay_table_and_its_gradient(multiplicative, bases):
     torch.manual_seed(0)
-    decay = GraphDecay(3, 12, base=0.6, offset_init=1.0, multiplicative=multiplicative).double()
+    decay = GraphDecay(3, 12, base=bases, offset_init=1.0, multiplicative=multiplicative).double()
     with torch.no_grad():
         decay.offset.copy_(torch.tensor([1.0, 0.3, -2.0]))
     distance = torch.randint(0, 12, (2, 5, 5))
@@ -57,7 +58,7 @@ def test_decay_table_and_its_gradient(multiplicative):
         if not visible[b, i, k]:
             assert result[b, h, i, k] == (-1 if multiplicative else torch.finfo(torch.float64).min)
             continue
-        expected = naive.decay(int(distance[b, i, k]), offset[h], 0.6)
+        expected = naive.decay(int(distance[b, i, k]), offset[h], bases[h % len(bases)])
         expected = torch.exp(expected) if multiplicative else expected
         torch.testing.assert_close(result[b, h, i, k], expected, rtol=1e-12, atol=1e-12)
         total = total + expected * weight[b, h, i, k]
@@ -95,9 +96,10 @@ def _attention_module(model, states, graph_batch):
 
 
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+@pytest.mark.parametrize("base", [0.6, [0.1, 1.0]], ids=str)
 @pytest.mark.parametrize("mode", ["bias", "multiplicative", None])
-def test_attention_layer_equals_pairwise_loops(mode, implementation):
-    model = tiny_model(GraphMertModel, decay_mode=mode, attn_implementation=implementation)
+def test_attention_layer_equals_pairwise_loops(mode, base, implementation):
+    model = tiny_model(GraphMertModel, decay_mode=mode, decay_base=base, attn_implementation=implementation)
     graph_batch = batch(sizes=(3, 1, 2))
     states = _attention_inputs(model, graph_batch)
     layer = model.encoder.layer[0].attention.self

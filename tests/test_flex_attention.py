@@ -82,11 +82,16 @@ def test_far_graphs_cost_no_blocks():
     assert mask.kv_num_blocks[0, 0].tolist() == [0] * 8 + [2, 2]
 
 
+BASES = pytest.mark.parametrize("base", [0.6, [0.1, 1.0]], ids=str)
+
+
+@BASES
 @pytest.mark.parametrize("mode", ["bias", "multiplicative", None])
-def test_flex_forward_equals_eager(mode):
+def test_flex_forward_equals_eager(mode, base):
     examples = graphs(sizes=(NUM_ROOTS, 4, 1, 5))
-    eager = tiny_model(GraphMertForPreTraining, decay_mode=mode, attn_implementation="eager")
-    flex = tiny_model(GraphMertForPreTraining, decay_mode=mode, attn_implementation="flex_attention")
+    options = {"decay_mode": mode, "decay_base": base}
+    eager = tiny_model(GraphMertForPreTraining, attn_implementation="eager", **options)
+    flex = tiny_model(GraphMertForPreTraining, attn_implementation="flex_attention", **options)
     batches = [_packed()]
     if mode is not None:
         # Without decay, rows of one graph go Transformers' own way.
@@ -100,10 +105,11 @@ def test_flex_forward_equals_eager(mode):
         torch.testing.assert_close(one.logits[real], other.logits[real], rtol=1e-9, atol=1e-11)
 
 
+@BASES
 @pytest.mark.parametrize("mode", ["bias", "multiplicative"])
-def test_derivative_of_the_output_by_the_offset(mode):
+def test_derivative_of_the_output_by_the_offset(mode, base):
     """The differences of attentions against a difference quotient, float64."""
-    inputs, model = _packed(), tiny_model(GraphMertModel, decay_mode=mode)
+    inputs, model = _packed(), tiny_model(GraphMertModel, decay_mode=mode, decay_base=base)
     arguments = (inputs["graph_ids"], inputs["root_index"], inputs["leaf_index"], model.decay)
     torch.manual_seed(0)
     states = [torch.randn(2, 4, inputs["graph_ids"].shape[1], 8, dtype=torch.float64) for _ in range(3)]

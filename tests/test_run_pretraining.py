@@ -377,15 +377,19 @@ def test_windows_that_show_every_fact_are_for_training_only(dataset, tmp_path):
 def test_config_file_and_overrides(tmp_path):
     config = tmp_path / "run.yaml"
     config.write_text(
-        "hidden_size: 64\nlearning_rate: 1e-3\nsources: [stdlib, 'dir:x']\nuse_hgat: false\ndecay_mode: null\n"
+        "hidden_size: 64\nlearning_rate: 1e-3\nsources: [stdlib, 'dir:x']\nuse_hgat: false\n"
+        "decay_mode: null\ndecay_base: 0.5\n"
     )
     model, data, _, args = parse_arguments([str(config), "--learning_rate", "2e-3", "--use_cpu"])
     assert model.hidden_size == 64 and model.use_hgat is False and model.decay_mode == "none"
+    assert model.decay_base == [0.5]
     assert data.sources == ["stdlib", "dir:x"] and args.learning_rate == 2e-3 and args.weight_decay == 0.01
     written = tmp_path / "run.json"
-    written.write_text(json.dumps({"hidden_size": 32, "bf16": False}))
+    written.write_text(json.dumps({"hidden_size": 32, "bf16": False, "decay_base": [0.1, 1]}))
     model, _, run_args, args = parse_arguments([str(written), "--resume"])
-    assert model.hidden_size == 32 and args.bf16 is False and run_args.resume == "auto"
+    assert (
+        model.hidden_size == 32 and model.decay_base == [0.1, 1.0] and args.bf16 is False and run_args.resume == "auto"
+    )
     assert parse_arguments(["--resume", "auto", "--use_cpu"])[2].resume == "auto"
     config.write_text(
         "sources:\nfinal_mnm_weight:\nlr_scheduler_type: cosine\nlr_scheduler_kwargs: {num_cycles: 1}\n"
@@ -406,7 +410,7 @@ def test_shipped_configs_are_valid(name):
 def test_setup_sheet_gives_the_sheet():
     model, data, _, args = parse_arguments([str(ROOT / "configs" / "setup_sheet.yaml"), "--use_cpu"])
     assert (model.num_roots, model.leaves_per_root, model.mlm_weight, model.mnm_weight) == (128, 7, 0.6, 0.4)
-    assert (model.decay_base, model.decay_offset_init, model.relation_dropout, model.dropout) == (0.6, 1.0, 0.3, 0.1)
+    assert (model.decay_base, model.decay_offset_init, model.relation_dropout, model.dropout) == ([0.6], 1.0, 0.3, 0.1)
     assert (data.mlm_probability, data.mnm_probability, model.mnm_target) == (0.15, 0.15, "relation")
     # The weights stay.
     assert args.final_mnm_weight == model.mnm_weight
