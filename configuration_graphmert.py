@@ -67,7 +67,7 @@ class GraphMertConfig(RobertaConfig):
         decay_mode: "bias" adds g(d) to attention logits, "multiplicative" multiplies them by exp(g(d)), None leaves
             attention as it is.
         decay_base: lambda of the decay, between 0 and 1: one number, or several that are dealt to the heads in turn, where 1
-            is no decay.
+            is no decay. By default every other head decays fast and the others not at all.
         decay_offset_init: first value of the learnable offset p of each head.
         leaf_position: "root_slot" gives leaf (i, j) the position of its root and an embedding of j, which all roots share;
             "root" the position of its root alone; "slot", the paper's, that of its canonical slot R + L i + j.
@@ -110,7 +110,7 @@ class GraphMertConfig(RobertaConfig):
     head_memory_folds: int = 4
     head_memory_answers: int = 2
     decay_mode: str | None = "bias"
-    decay_base: float | list[float] = 0.6
+    decay_base: float | list[float] = field(default_factory=lambda: [0.1, 1.0])
     decay_offset_init: float = 1.0
     leaf_position: str = "root_slot"
     mnm_target: str = "both"

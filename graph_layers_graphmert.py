@@ -5,7 +5,6 @@ token of its head, H attention heads, D hidden, C relations + 1 (the last one is
 decay table.
 """
 
-import itertools
 import math
 from collections.abc import Sequence
 
@@ -56,9 +55,12 @@ def for_each_head(values: tuple[float, ...], offset_H: torch.Tensor) -> float | 
     """Numbers dealt to the heads in turn: (H, 1), or the number itself where there is one."""
     if len(values) == 1:
         return values[0]
-    dtype = torch.promote_types(offset_H.dtype, torch.float32)
-    dealt = list(itertools.islice(itertools.cycle(values), offset_H.shape[0]))
-    return torch.tensor(dealt, dtype=dtype, device=offset_H.device)[:, None]
+    turn_H = torch.arange(offset_H.shape[0], device=offset_H.device) % len(values)
+    dealt_H = torch.zeros_like(offset_H, dtype=torch.promote_types(offset_H.dtype, torch.float32))
+    # Not torch.tensor(values, device=...), a copy for which the host waits.
+    for number, value in enumerate(values):
+        dealt_H = torch.where(turn_H == number, value, dealt_H)
+    return dealt_H[:, None]
 
 
 def _decay_tables(

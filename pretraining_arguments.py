@@ -76,10 +76,10 @@ class ModelArguments:
         },
     )
     decay_base: list[float] = field(
-        default_factory=lambda: [0.6],
+        default_factory=lambda: [0.1, 1.0],
         metadata={
             "help": "Lambda of the attention decay, between 0 and 1; several are dealt to the heads in turn, where 1 is no "
-            "decay."
+            "decay: by default every other head sees its neighbourhood, the others all of the window."
         },
     )
     decay_offset_init: float = field(default=1.0, metadata={"help": "First value of the learnable distance offset p."})

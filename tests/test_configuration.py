@@ -19,7 +19,7 @@ def test_defaults_are_the_setup_sheets_but_where_evidence_departs():
     assert (config.intermediate_size, config.vocab_size, config.num_relations) == (3072, 50265, 12)
     assert (config.num_roots, config.leaves_per_root, config.num_nodes) == (128, 7, 1024)
     assert (config.max_position_embeddings, config.num_usable_positions, config.type_vocab_size) == (1026, 1024, 2)
-    assert (config.decay_mode, config.decay_base, config.decay_offset_init) == ("bias", 0.6, 1.0)
+    assert (config.decay_mode, config.decay_base, config.decay_offset_init) == ("bias", [0.1, 1.0], 1.0)
     assert (config.mlm_weight, config.mnm_weight) == (0.6, 0.4)
     assert (config.use_hgat, config.relation_dropout, config.hidden_dropout_prob) == (True, 0.3, 0.1)
     # Why: docs/PAPER.md.

@@ -34,17 +34,23 @@ def test_distances_of_all_pairs():
         assert distance(b, i, k) == expected[b, i, k]
 
 
+BASES = pytest.mark.parametrize("base", [0.6, [0.1, 1.0]], ids=str)
+
+
+@BASES
 @pytest.mark.parametrize("mode", ["bias", "multiplicative"])
-def test_scores_are_the_decay_of_the_equation(mode):
+def test_scores_are_the_decay_of_the_equation(mode, base):
     """score_mod in float64 for all pairs and heads, against the equation."""
-    inputs, model = packed_batch(graphs(sizes=(3, 2))), tiny_model(GraphMertModel, decay_mode=mode)
+    inputs, model = packed_batch(graphs(sizes=(3, 2))), tiny_model(GraphMertModel, decay_mode=mode, decay_base=base)
+    bases = base if isinstance(base, list) else [base]
     attention = FlexAttention(inputs["graph_ids"], inputs["root_index"], inputs["leaf_index"], model.decay)
     num_rows, num_nodes = inputs["graph_ids"].shape
     zero, heads = torch.zeros((), dtype=torch.float64), range(4)
     for b, i, k in torch.cartesian_prod(torch.arange(num_rows), torch.arange(num_nodes), torch.arange(num_nodes)):
         for h in heads:
             score = zero + attention.value_HT[h, attention.distance(b, i, k)]
-            expected = naive.decay(naive.pair_distance(inputs, int(b), int(i), int(k)), model.decay.offset[h], 0.6)
+            distance = naive.pair_distance(inputs, int(b), int(i), int(k))
+            expected = naive.decay(distance, model.decay.offset[h], bases[h % len(bases)])
             expected = expected.exp() if mode == "multiplicative" else expected
             torch.testing.assert_close(score, expected.detach(), rtol=1e-12, atol=1e-14)
 
@@ -80,9 +86,6 @@ def test_far_graphs_cost_no_blocks():
     mask = graph_block_mask(graph)
     assert mask.full_kv_num_blocks[0, 0].tolist() == [1] * 8 + [0, 0]
     assert mask.kv_num_blocks[0, 0].tolist() == [0] * 8 + [2, 2]
-
-
-BASES = pytest.mark.parametrize("base", [0.6, [0.1, 1.0]], ids=str)
 
 
 @BASES

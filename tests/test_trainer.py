@@ -130,7 +130,7 @@ GOLDEN = [
 
 
 def test_golden_losses(tmp_path):
-    model = tiny_model(leaf_position="slot")
+    model = tiny_model(leaf_position="slot", decay_base=0.6)
     trainer = tiny_trainer(tmp_path, num_windows=80, num_train_epochs=2, learning_rate=1e-2, model=model)
     trainer.train()
     losses = [entry["loss"] for entry in history(trainer)]
