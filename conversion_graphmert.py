@@ -15,6 +15,7 @@ from transformers.models.roberta.modeling_roberta import (
 from transformers.utils import logging
 
 from .configuration_graphmert import GraphMertConfig
+from .loading_graphmert import damage_named
 
 # Fields that the checkpoint decides: its weights have these shapes and meanings.
 CHECKPOINT_FIELDS = (
@@ -186,14 +187,15 @@ def _load_weights(
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
-        source, info = _RobertaCheckpoint.from_pretrained(
-            path,
-            config=config,
-            dtype=torch.float32,
-            use_safetensors=True if safetensors_only else None,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-        )
+        with damage_named(path):
+            source, info = _RobertaCheckpoint.from_pretrained(
+                path,
+                config=config,
+                dtype=torch.float32,
+                use_safetensors=True if safetensors_only else None,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+            )
     finally:
         logging.set_verbosity(verbosity)
     if info["mismatched_keys"]:

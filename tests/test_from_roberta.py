@@ -235,6 +235,9 @@ def test_weights_that_do_not_fit_are_refused(tmp_path):
     save_file({f"other.{name}": value for name, value in weights.items()}, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match="no RoBERTa encoder weights"):
         GraphMertModel.from_roberta(tmp_path, **GRAPH)
+    (tmp_path / "model.safetensors").write_bytes((tmp_path / "model.safetensors").read_bytes()[:-9])
+    with pytest.raises(ValueError, match=f"the weights of {tmp_path} are damaged, copy them again"):
+        GraphMertModel.from_roberta(tmp_path, **GRAPH)
 
 
 def test_pickled_weights_only_when_asked_for(tmp_path):
