@@ -10,15 +10,10 @@ import signal
 import sys
 from pathlib import Path
 
+from ..command_line import CommandParser
+
 PROGRAM = "python -m graphmert.ablations"
 _ROOT = Path(__file__).resolve().parent.parent
-
-
-class _Parser(argparse.ArgumentParser):
-    """Reports an error in one line."""
-
-    def error(self, message):
-        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
 
 
 def _names(text: str) -> list[str]:
@@ -45,7 +40,7 @@ def _add_setting(parser: argparse.ArgumentParser) -> None:
 
 def run_parser() -> argparse.ArgumentParser:
     """The options of the command without a subcommand."""
-    parser = _Parser(
+    parser = CommandParser(
         prog=PROGRAM,
         allow_abbrev=False,
         description="Train the rows of a setting with each seed and judge every checkpoint by the tasks. What is there "
@@ -126,7 +121,7 @@ def run(argv: list[str]) -> int:
 
 def report(argv: list[str]) -> int:
     """Write a record of the runs that are there."""
-    parser = _Parser(
+    parser = CommandParser(
         prog=f"{PROGRAM} report", allow_abbrev=False, description="Write a record: tables, run.json, log.txt, figures."
     )
     _add_setting(parser)
@@ -146,7 +141,7 @@ def report(argv: list[str]) -> int:
 
 def results(argv: list[str]) -> int:
     """Write docs/RESULTS.md and the README's table from the records, or say that they drifted."""
-    parser = _Parser(
+    parser = CommandParser(
         prog=f"{PROGRAM} results",
         allow_abbrev=False,
         description="Write docs/RESULTS.md from the records of ablations, and the README's table between its markers.",

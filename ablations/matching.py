@@ -107,6 +107,9 @@ def _identity(model: dict, data: dict, training: dict) -> dict:
     # Weights of runs older than the option stayed as they were.
     final_mnm_weight = training.get("final_mnm_weight")
     values["final_mnm_weight"] = values["mnm_weight"] if final_mnm_weight is None else final_mnm_weight
+    if isinstance(values["decay_base"], int | float):
+        # Runs older than bases of several kinds of heads have a number.
+        values["decay_base"] = [values["decay_base"]]
     if values["data_seed"] is None:
         values["data_seed"] = values["seed"]
     if (values["max_steps"] or 0) > 0:

@@ -276,6 +276,11 @@ def test_runs_are_told_apart_by_what_decides_their_figures(tmp_path):
     # The order of the whole graph is its own order.
     summary["arguments"]["data"]["order_leaves_per_root"] = None
     assert identity_of_summary(summary) == wanted
+    # Before heads could have bases of their own, the base was a number.
+    one = replace(full, options={**full.options, "decay_base": 0.6})
+    summary["arguments"]["model"]["decay_base"] = 0.6
+    assert identity_of_summary(summary) == identity_of_run(one, dataset)
+    summary["arguments"]["model"]["decay_base"] = [0.1, 1.0]
     # Before the weights could move they stayed.
     del summary["arguments"]["training"]["final_mnm_weight"]
     assert differences(wanted, identity_of_summary(summary)) == {"final_mnm_weight": (0, 0.4)}
