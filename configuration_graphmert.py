@@ -195,8 +195,9 @@ class GraphMertConfig(RobertaConfig):
                 "decay_base",
                 "bases of several heads must be above 0 and at most 1",
             )
+            # The default has two; a model with a single head takes the first.
             require(
-                len(self.decay_base) <= self.num_attention_heads,
+                len(self.decay_base) <= max(self.num_attention_heads, 2),
                 "decay_base",
                 f"there are num_attention_heads={self.num_attention_heads} heads to deal them to",
             )

@@ -200,3 +200,12 @@ def test_an_example_of_padding_only_is_finite(mode, implementation):
     output.sum().backward()
     assert torch.isfinite(output).all()
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+
+
+def test_a_single_head_takes_the_first_base():
+    two, one = (GraphDecay(1, 9, base=base, offset_init=1.0, multiplicative=False) for base in ([0.1, 1.0], 0.1))
+    torch.testing.assert_close(two.tables(torch.float32), one.tables(torch.float32))
+    assert (
+        GraphMertModel(tiny_config(num_attention_heads=1)).decay.log_bases
+        == GraphMertModel(tiny_config()).decay.log_bases
+    )
