@@ -240,6 +240,8 @@ class Embedder:
                 if len(windows) >= _WINDOWS_AT_ONCE:
                     yield pieces, self._encode(windows)
                     pieces, windows = [], []
+            for language, number in sorted(source.num_not_asked.items()):
+                skipped[f"written in {language} (--languages {language} reads them)"] += number
             if source.num_files == 0:
                 raise ValueError(
                     f"source {spec} has no file of code in {', '.join(self.arguments.languages)}; check the path, or name "

@@ -350,6 +350,7 @@ def test_other_languages_are_embedded_on_request(is_in_file, checkpoint, tmp_pat
         str(output),
     ]
     assert main([*command, *languages]) == 0
+    assert "skipped 1 files: written in python (--languages python reads them)\n" in capsys.readouterr().err
     rows = pq.read_table(output).to_pylist()
     assert [(row["path"], row["name"], row["first_line"]) for row in rows] == [("A.java", "A.f", 2), ("g.go", "g", 2)]
     # A file is read as what it is.
